@@ -1,0 +1,1 @@
+"""The benchmark suite: experiments, runs, records and the report made from them."""

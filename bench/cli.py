@@ -1,0 +1,128 @@
+"""The command line: sub-commands and their flags; no logic. ``bench/errors.py`` lists the exit statuses."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from bench.errors import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER, UserError
+from bench.settings import DEFAULTS, Settings, settings, variable
+
+FLAGS = {
+    "PROFILE": "budget: paper (the study's), mini (two CPU cores), smoke (seconds)",
+    "SEEDS": "seeds, as in '0 1 2'",
+    "DEVICE": "auto, cpu, cuda or cuda:N",
+    "JOBS": "processes that share the work on this machine",
+    "ONLY": "patterns of experiment names, as in 'cifar100/scratch_*'",
+    "DATASETS": "folder of the data sets",
+    "RESULTS": "folder of records, checkpoints and curves",
+    "WEIGHTS": "file of pretrained weights to use instead of ImageNet-1k's",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser; every flag's default is the environment variable of the same name."""
+    shared = argparse.ArgumentParser(add_help=False)
+    for name, text in FLAGS.items():
+        default = f"; else ${name}, else {DEFAULTS[name] or 'none'}"
+        shared.add_argument(f"--{name.lower()}", default=variable(name), metavar=name, help=text + default)
+    top = argparse.ArgumentParser(prog="python -m bench", description=__import__("bench").__doc__, allow_abbrev=False)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in {
+        "list": "all experiments, with the study's number, budget and state",
+        "run": "one run: an experiment with a seed",
+        "grid": "every run that is due",
+        "report": "records to RESULTS.md",
+        "doctor": "what this machine lacks",
+    }.items():
+        command = commands.add_parser(name, parents=[shared], help=text, description=text, allow_abbrev=False)
+        if name == "run":
+            command.add_argument("experiment", metavar="NAME", help="as `list` shows it")
+            command.add_argument("--seed", default="0", metavar="K", help="a whole number; else 0")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command and return the exit status."""
+    options = vars(parser().parse_args(arguments))
+    command = options.pop("command")
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        if command == "run":
+            options["only"], options["seeds"] = options.pop("experiment"), options.pop("seed")
+        return _COMMANDS[command](settings(**options))
+    except Exception as error:
+        if _is_users(error):
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_USER
+        raise
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _is_users(error: Exception) -> bool:
+    from data import DataError
+    from models import WeightsError
+
+    return isinstance(error, UserError | DataError | WeightsError)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(EXIT_TERMINATED)
+
+
+# torch takes seconds to import, so each command imports what it needs
+
+
+def _list(chosen: Settings) -> int:
+    from bench.grid import plan
+    from bench.report.listing import listing
+
+    print(listing(plan(chosen), chosen.results))
+    return 0
+
+
+def _run(chosen: Settings) -> int:
+    from bench.catalog import find
+    from bench.engine.checkpoint import Busy
+    from bench.grid import check_inputs, execute, plan
+
+    find(chosen.only)
+    (run,) = plan(chosen)
+    check_inputs([run], chosen)
+    try:
+        record = execute(run, chosen)
+    except Busy:
+        print(f"{run.experiment.name} seed {run.seed}: another process works on it", file=sys.stderr)
+        return EXIT_BUSY
+    results = record["results"]
+    print(f"{run.experiment.name} seed {run.seed}: {results['status']}" + (f": {results['error']}" if results["error"] else ""))
+    return 0 if results["status"] == "done" else EXIT_FAILED
+
+
+def _grid(chosen: Settings) -> int:
+    from bench.grid import plan, work_through
+
+    return work_through(plan(chosen), chosen)
+
+
+def _report(chosen: Settings) -> int:
+    from bench.report import write_report
+
+    for path in write_report(chosen.results):
+        print(f"wrote {path}")
+    return 0
+
+
+def _doctor(chosen: Settings) -> int:
+    from bench.doctor import examine, render
+
+    checks = examine(chosen.device, chosen.datasets, chosen.results)
+    print(render(checks))
+    return 0 if all(check.ok for check in checks) else EXIT_FAILED
+
+
+_COMMANDS = {"list": _list, "run": _run, "grid": _grid, "report": _report, "doctor": _doctor}

@@ -1,0 +1,322 @@
+"""What this machine offers the suite, and what to do where something is missing.
+
+Every check is a small function that returns one value; nothing is written, downloaded or repaired here.
+"""
+
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.errors import UserError
+
+# Everything that imports torch is imported where it is used: a torch that does not load is one of the findings.
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL_SETS = ("cifar100", "fashion_mnist")
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)  # the versions that requirements.lock is resolved for
+GIB = 1 << 30
+# Four processes of the smoke profile, or one of the mini profile beside a desktop.
+LEAST_MEMORY = 4 * GIB
+# A training checkpoint of ConvNeXt-Tiny is 0.34 GB (weights and two moments in float32), twice while it is replaced.
+LEAST_DISK_FOR_RESULTS = 2 * GIB
+# Archives, arrays and pretrained weights together are 0.6 GB.
+LEAST_DISK_FOR_DATASETS = 1 * GIB
+UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number of this size
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. ``ok`` with advice is a note: the suite works, but something could be better."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+
+
+def examine(device: str, datasets: Path, results: Path) -> list[Check]:
+    """Look at everything a run needs, in the order in which it needs it.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. A GPU that is asked for and absent is a failed check.
+        datasets: folder of the data sets; it need not exist yet.
+        results: folder of the ledger; it need not exist yet.
+
+    Raises:
+        UserError: ``device`` is none of these names.
+    """
+    checks = [check_python(), *check_packages()]
+    torch_works = all(check.ok for check in checks if check.name == "torch")
+    if torch_works:
+        checks += [check_driver(device), check_device(device), check_threads()]
+    checks += [check_memory(), check_folder("results", results, "RESULTS", LEAST_DISK_FOR_RESULTS)]
+    return checks + (check_datasets(datasets) if torch_works else [])
+
+
+def render(checks: list[Check]) -> str:
+    """One aligned line for each check, and under each problem or note a line that says what to do."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        mark = "FAIL" if not check.ok else "note" if check.advice else "ok"
+        lines.append(f"{mark:<4}  {check.name:<{width}}  {check.found}")
+        if check.advice:
+            lines.append(f"{'':<{width + 8}}→ {check.advice}")
+    return "\n".join(lines)
+
+
+# --- software ---------------------------------------------------------------------------------------------------------
+
+
+def check_python() -> Check:
+    """The interpreter, against the range that the lock covers."""
+    found = platform.python_version()
+    oldest, newest = (".".join(map(str, version)) for version in (OLDEST_PYTHON, NEWEST_PYTHON))
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return Check("python", False, found, f"Python {oldest} to {newest} is needed: install one, then `make clean venv`")
+    if sys.version_info[:2] > NEWEST_PYTHON:
+        return Check("python", True, found, f"requirements.lock covers Python {oldest} to {newest}; this one is untested")
+    return Check("python", True, found)
+
+
+def check_packages() -> list[Check]:
+    """torch and torchvision: whether they import at all, and whether they are the lock's."""
+    try:
+        import torch
+        import torchvision
+    except (ImportError, OSError) as error:  # OSError: a CUDA library that torch loads is missing or damaged
+        problem = str(error).strip().splitlines()[0]
+        return [Check("torch", False, f"cannot be imported: {problem}", "install the locked packages: `make venv`")]
+    return [_against_lock("torch", torch.__version__), _against_lock("torchvision", torchvision.__version__)]
+
+
+def locked_version(package: str) -> str:
+    """The version that requirements.lock pins the package to."""
+    pin = re.search(rf"^{re.escape(package)}==([^\s;]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert pin, f"requirements.lock does not pin {package}"
+    return pin[1]
+
+
+def _against_lock(package: str, found: str) -> Check:
+    expected = locked_version(package)
+    # A build says after "+" what it was built for; a wheel from PyPI and its twin "+cu130" are the same release.
+    if found.partition("+")[0] == expected:
+        return Check(package, True, found)
+    advice = f"requirements.lock has {expected}: numbers may differ from the published ones; `make venv` installs the lock"
+    return Check(package, True, found, advice)
+
+
+# --- device -----------------------------------------------------------------------------------------------------------
+
+
+def check_driver(device: str) -> Check:
+    """The NVIDIA driver, against what the CUDA version of this torch needs; ``cpu`` does without either."""
+    import torch
+
+    from bench import environment
+
+    cuda, driver = torch.version.cuda, environment.cuda_driver()
+    built = f"torch built for CUDA {cuda}" if cuda else "torch built without CUDA"
+    if driver is None:
+        return Check("driver", True, f"no NVIDIA driver; {built}")
+    found = f"{driver}; {built}"
+    needed = environment.MINIMUM_CUDA_DRIVER
+    if device == "cpu" or cuda is None or int(cuda.partition(".")[0]) < 13 or int(driver.partition(".")[0]) >= needed:
+        return Check("driver", True, found)
+    if torch.cuda.is_available():  # data-centre GPUs only, in a container that brings CUDA's compatibility libraries
+        return Check("driver", True, f"{found}; older than {needed}, works by CUDA's forward compatibility")
+    advice = f"CUDA {cuda} needs driver {needed} or newer: update the driver, or set DEVICE=cpu to do without the GPU"
+    return Check("driver", False, found, advice)
+
+
+def check_device(device: str) -> Check:
+    """The device that ``device`` stands for, and why ``auto`` took it."""
+    import torch
+
+    from bench import environment
+
+    if device.startswith("cuda"):
+        try:
+            return Check("device", True, describe_gpu(environment.choose_device(device)))
+        except UserError as error:
+            seen = torch.cuda.is_available()
+            return Check("device", False, f"DEVICE={device} is not there", str(error) if seen else why_no_gpu())
+    chosen = environment.choose_device(device)
+    chose = "auto chose " if device == "auto" else ""
+    if chosen.type == "cuda":
+        return Check("device", True, chose + describe_gpu(chosen))
+    found = f"{chose}cpu: {environment.device_name(chosen)}, {bf16_on_cpu()}"
+    gpu_is_hidden = device == "auto" and environment.cuda_driver() is not None
+    return Check("device", True, found, why_no_gpu() if gpu_is_hidden else "")
+
+
+def describe_gpu(device: "torch.device") -> str:
+    """Name, compute capability and memory."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    free, total = torch.cuda.mem_get_info(device)
+    name = torch.cuda.get_device_name(device)
+    return f"{device}: {name}, compute capability {major}.{minor}, {_gib(free)} of {_gib(total)} free"
+
+
+def why_no_gpu() -> str:
+    """The first reason that explains why torch sees no GPU, as an instruction."""
+    import torch
+
+    from bench import environment
+
+    driver = environment.cuda_driver()
+    if driver is None:
+        return (
+            f"no NVIDIA driver here: install driver {environment.MINIMUM_CUDA_DRIVER} or newer, "
+            "start a container with --gpus all (`make container` does), or set DEVICE=cpu"
+        )
+    if torch.version.cuda is None:
+        return "this torch is a build without CUDA: install the locked one (`make venv`), or set DEVICE=cpu"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides every GPU: unset it, or set DEVICE=cpu"
+    return (
+        f"driver {driver} is loaded but torch sees no GPU: update a driver that is too old, "
+        "start a container with --gpus all (`make container` does), or set DEVICE=cpu"
+    )
+
+
+def bf16_on_cpu() -> str:
+    """Whether the CPU multiplies bfloat16 in hardware; without it a bf16 run is slower than float32, not faster."""
+    flags = set(_read("/proc/cpuinfo").split())
+    fast = sorted(flags & {"avx512_bf16", "amx_bf16"})
+    return f"bf16 in hardware ({', '.join(fast)})" if fast else "bf16 emulated, so slow"
+
+
+# --- machine ----------------------------------------------------------------------------------------------------------
+
+
+def check_threads() -> Check:
+    """torch's threads against the cores that this process may use: more threads than cores get in each other's way."""
+    import torch
+
+    cores, threads = available_cores(), torch.get_num_threads()
+    found = f"torch uses {threads} on {cores:g} cores"
+    if threads > max(1, cores):
+        return Check("threads", True, found, f"set OMP_NUM_THREADS={max(1, int(cores))}")
+    return Check("threads", True, found)
+
+
+def available_cores() -> float:
+    """Cores this process may run on, by affinity and by the quota of its control group."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
+    for folder in cgroup_folders():
+        quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+        if quota.isdecimal() and period.isdecimal():
+            cores = min(cores, int(quota) / int(period))
+    return cores
+
+
+def check_memory() -> Check:
+    """The memory this process may use: the machine's, or the limit of its control group where that is lower."""
+    total = available_memory()
+    if total < LEAST_MEMORY:
+        return Check(
+            "memory",
+            False,
+            _gib(total),
+            f"{_gib(LEAST_MEMORY)} are needed: raise the container's limit or use another machine",
+        )
+    return Check("memory", True, _gib(total))
+
+
+def available_memory() -> int:
+    """In bytes."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for folder in cgroup_folders():
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _read(folder / name).strip()
+            if text.isdecimal() and int(text) < UNLIMITED:
+                limits.append(int(text))
+    return min(limits)
+
+
+def cgroup_folders() -> list[Path]:
+    """The control groups of this process up to the root, of version 2 and of version 1's memory controller."""
+    mount = Path("/sys/fs/cgroup")
+    folders = {mount, mount / "memory"}
+    for line in _read("/proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if number == "0" or controllers == "memory":
+            base = mount / controllers
+            inner = base / group.lstrip("/")
+            folders |= {folder for folder in (inner, *inner.parents) if folder.is_relative_to(mount)}
+    return sorted(folders)
+
+
+def check_folder(name: str, folder: Path, variable: str, needed: int) -> Check:
+    """Whether a folder, or the one it will be made in, can be written and has room."""
+    present = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    try:
+        free = shutil.disk_usage(present).free
+        with tempfile.TemporaryFile(dir=present):
+            pass
+    except OSError as error:
+        advice = f"expected a folder that this user may write to: change its owner or mode, or set {variable} to another"
+        return Check(name, False, f"{folder}: {error.strerror}", advice)
+    found = f"{folder}: {_gib(free)} free"
+    if free < needed:
+        return Check(name, False, found, f"{_gib(needed)} are needed: free space, or set {variable} to a folder on another disk")
+    return Check(name, True, found)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def check_datasets(datasets: Path) -> list[Check]:
+    """The real sets and the weights; only while one is missing does their folder need room and a right to write."""
+    contents = [*(check_data(name, datasets) for name in REAL_SETS), check_weights(datasets)]
+    if not any(check.advice for check in contents):
+        return contents
+    folder = check_folder("datasets", datasets, "DATASETS", LEAST_DISK_FOR_DATASETS)
+    return [replace(folder, ok=True), *contents]  # no reason to fail: the smoke profile never looks there
+
+
+def check_data(name: str, datasets: Path) -> Check:
+    """A real data set, with its bytes verified. A missing one is a note, because the smoke profile needs none."""
+    import data
+
+    status = data.status(name, datasets, verify=True)
+    if status.state == "ready":
+        return Check(name, True, status.detail)
+    if status.state == "missing":
+        return Check(name, True, "missing", f"{status.detail}; the smoke profile does without")
+    return Check(name, False, "damaged", status.detail)
+
+
+def check_weights(datasets: Path) -> Check:
+    """The pretrained weights. Without them the smoke profile still runs."""
+    from data import fetch
+
+    path = fetch.weights_path(datasets)
+    if path is None:
+        return Check("weights", True, "missing", "`make data` downloads them, or set WEIGHTS to a file you have")
+    return Check("weights", True, path.name)
+
+
+def _read(path: str | Path) -> str:
+    """The text of a file of the kernel's, empty where this system has none."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"

@@ -1,0 +1,1 @@
+"""One run: data on the device, network, regime, step, evaluation, checkpoint."""

@@ -1,0 +1,63 @@
+"""AdamW with a peak learning rate for each part, and a schedule that is a pure function of the step.
+
+Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, https://arxiv.org/abs/1711.05101.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from bench.engine.regime import ADDED
+from bench.experiment import Recipe
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: only to the matrices and kernels of linear layers and convolutions.
+
+    Norms, biases, layer scales, gates and positions set the scale of what the matrices compute; decay would fight that scale.
+    """
+    return name.endswith(".weight") and parameter.ndim >= 2
+
+
+def adamw(network: nn.Module, recipe: Recipe, part_of: Callable[[str], str]) -> torch.optim.AdamW:
+    """Build the optimizer over all parameters, in at most four groups: (head or backbone) x (decayed or not).
+
+    Args:
+        recipe: its ``head_lr`` is the peak for head and attention, its ``backbone_lr`` for all other parts.
+        part_of: from a parameter's name to its part.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        groups.setdefault((part_of(name) in ADDED, decays(name, parameter)), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "peak_lr": recipe.head_lr if added else recipe.backbone_lr,
+                "weight_decay": recipe.weight_decay if decayed else 0.0,
+            }
+            for (added, decayed), parameters in sorted(groups.items())
+        ],
+        lr=recipe.head_lr,
+        betas=recipe.betas,
+        fused=True,
+    )
+
+
+def cosine_with_warmup(step: int, *, steps: int, warmup_steps: int) -> float:
+    """The factor on every peak learning rate at ``step`` (from 0) of ``steps``.
+
+    It rises linearly to 1 at the end of ``warmup_steps`` and falls to 0 along half a cosine:
+    Loshchilov and Hutter, "SGDR", ICLR 2017, https://arxiv.org/abs/1608.03983, equation 5 without restarts.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to ``factor`` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor

@@ -1,0 +1,270 @@
+"""Which runs are due, and working through them: here, one after the other, or by several processes on this machine."""
+
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import data
+from bench import environment
+from bench.engine.checkpoint import Busy, CheckpointFolder
+from bench.engine.train import build_network, put_on_device, train
+from bench.errors import EXIT_BUSY, UserError
+from bench.experiment import Experiment, Model, Run, Weights
+from bench.ledger import FINISHED, SCHEMA, Ledger, Record
+from bench.measure.cost import multiply_adds, parameters
+from bench.profiles import at_profile
+from bench.progress import Watcher
+from bench.settings import Settings
+from data.fetch import weights_path
+from data.sources import IMAGENET_WEIGHTS
+from models import WeightsError, convnext_tiny, read_state_dict
+
+IMAGENET_SHA256 = str(IMAGENET_WEIGHTS.known_hash).removeprefix("sha256:")
+
+
+def plan(settings: Settings) -> list[Run]:
+    """Return every run of the chosen experiments and seeds at the chosen profile, done or not.
+
+    Raises:
+        UserError: no experiment matches, or WEIGHTS names no file.
+    """
+    at_budget = [at_profile(experiment, settings.profile) for experiment in settings.experiments()]
+    return [
+        Run(
+            experiment=experiment,
+            profile=settings.profile,
+            seed=seed,
+            weights=initial_weights(experiment, settings.weights),
+        )
+        for experiment in at_budget
+        for seed in settings.seeds
+    ]
+
+
+def initial_weights(experiment: Experiment, given: Path | None) -> Weights | None:
+    """Return the identity of the pretrained weights that the experiment starts from: WEIGHTS, else torchvision's.
+
+    Raises:
+        UserError: WEIGHTS names no file.
+    """
+    if experiment.weights == "none":
+        return None
+    if given is None:
+        return Weights(IMAGENET_WEIGHTS.filename, IMAGENET_SHA256)
+    if not given.is_file():
+        raise UserError(f"WEIGHTS={given}: expected a file, found none; give the path of a .pth or .safetensors file")
+    return Weights(given.name, _sha256_of_file(given))
+
+
+def check_inputs(runs: Sequence[Run], settings: Settings) -> None:
+    """Make sure that data and weights of all runs are at hand before the first one starts.
+
+    Raises:
+        DataError: a data set is missing or damaged.
+        UserError: the pretrained weights are missing.
+    """
+    for name in sorted({run.experiment.dataset for run in runs}):
+        _dataset(name, settings.datasets)
+    if any(run.weights for run in runs):
+        _weights_file(settings)
+
+
+def execute(run: Run, settings: Settings, position: str = "") -> Record:
+    """Bring a run to its record: return the finished one, or train (from the checkpoint where there is one) and write it.
+
+    A failure becomes a record with its status; Ctrl-C and SIGTERM leave an ``interrupted`` record and go on upwards.
+
+    Raises:
+        Busy: another process works on this run.
+        UserError, DataError, WeightsError: an input that the user can mend; no record is written.
+    """
+    ledger = Ledger(settings.results)
+    checkpoint = CheckpointFolder(settings.results / "checkpoints" / run.key)
+    if record := finished_record(ledger, run):
+        return record
+    with checkpoint.hold():
+        if record := finished_record(ledger, run):  # finished by the process that held it
+            return record
+        environment.make_deterministic()
+        device = environment.choose_device(settings.device)
+        record = _empty_record(run, device)
+        try:
+            record |= _attempt(run, settings, device, checkpoint, position)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            record["results"] = _failure("out_of_memory", error)
+        except (KeyboardInterrupt, SystemExit):
+            record["results"] = _failure("interrupted", None)
+            raise
+        except (UserError, data.DataError, WeightsError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this run's and must not stop the others
+            traceback.print_exc()
+            record["results"] = _failure("failed", error)
+        finally:
+            if record["results"]:
+                record["timings"]["finished"] = _now()
+                ledger.write(run, record)
+        if record["results"]["status"] in FINISHED:
+            checkpoint.finish()
+    return record
+
+
+def finished_record(ledger: Ledger, run: Run) -> Record | None:
+    """Return the run's record if running it again would only give the same."""
+    record = ledger.find(run)
+    return record if record and record["results"]["status"] in FINISHED else None
+
+
+def work_through(runs: Sequence[Run], settings: Settings) -> int:
+    """Execute all runs that are due and print a summary; return 0 if every run is done, else 1.
+
+    Raises:
+        UserError, DataError, WeightsError: an input that the user can mend.
+    """
+    ledger = Ledger(settings.results)
+    due = [run for run in runs if not finished_record(ledger, run)]
+    device = environment.choose_device(settings.device)
+    chosen = f" (DEVICE={settings.device})" if settings.device == "auto" else ""
+    print(
+        f"profile {settings.profile}: {len(runs)} runs, {len(due)} due, on {environment.device_name(device)}{chosen}",
+        flush=True,
+    )
+    check_inputs(due, settings)
+    started = time.perf_counter()
+    if settings.jobs == 1:
+        statuses = [_status(run, settings, f"{i}/{len(due)}") for i, run in enumerate(due, 1)]
+    else:
+        with ThreadPoolExecutor(settings.jobs) as workers:
+            statuses = list(workers.map(lambda run: _status_of_process(run, settings), due))
+    counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing to do"
+    print(f"{summary} in {time.perf_counter() - started:.0f} s", flush=True)
+    return 0 if set(statuses) <= {"done", "busy"} else 1
+
+
+def _status(run: Run, settings: Settings, position: str) -> str:
+    try:
+        record = execute(run, settings, position)
+    except Busy:
+        print(f"{run.experiment.name} seed {run.seed}: another process works on it; passed over", flush=True)
+        return "busy"
+    if (status := record["results"]["status"]) != "done":
+        print(f"{run.experiment.name} seed {run.seed}: {status}: {record['results']['error']}", flush=True)
+    return str(status)
+
+
+def _status_of_process(run: Run, settings: Settings) -> str:
+    """Execute a run in a process of its own, with its share of the processor's threads."""
+    command = [sys.executable, "-m", "bench", "run", run.experiment.name, "--seed", str(run.seed)]
+    threads = max(1, (os.cpu_count() or 1) // settings.jobs)
+    environ = {"OMP_NUM_THREADS": str(threads)} | os.environ | {
+        "PROFILE": settings.profile,
+        "DEVICE": settings.device,
+        "DATASETS": str(settings.datasets),
+        "RESULTS": str(settings.results),
+        "WEIGHTS": str(settings.weights or ""),
+        "JOBS": "1",
+    }  # fmt: skip
+    code = subprocess.run(command, env=environ, check=False).returncode
+    return {0: "done", EXIT_BUSY: "busy"}.get(code, "failed")
+
+
+def _attempt(run: Run, settings: Settings, device: torch.device, checkpoint: CheckpointFolder, position: str) -> dict[str, Any]:
+    dataset = _dataset(run.experiment.dataset, settings.datasets)
+    classes = len(dataset.classes)
+    initial = read_state_dict(_weights_file(settings)) if run.weights else None
+    splits = put_on_device(run, dataset, device)
+    network = build_network(run, classes, initial, device)
+    started = _now()
+    with Watcher(run, settings.results / "tensorboard" / run.key, position) as watcher:
+        results, progress = train(run, splits=splits, network=network, checkpoint=checkpoint, observer=watcher)
+    return {
+        "data": {
+            "name": dataset.name,
+            "train_sha256": dataset.train.sha256,
+            "test_sha256": dataset.test.sha256,
+            "images": splits.sizes,
+        },
+        "cost": cost(run.experiment.model, classes),
+        "results": results,
+        "timings": {"started": started, "finished": None, "restarts": progress.restarts, "epochs": progress.timings},
+    }
+
+
+@functools.cache
+def cost(model: Model, classes: int) -> dict[str, int]:
+    """Parameters, and multiply-adds of one image forward at 32x32."""
+    network = convnext_tiny(classes=classes, stem=model.stem)
+    return {"parameters": parameters(network), "multiply_adds": multiply_adds(network)}
+
+
+def _empty_record(run: Run, device: torch.device) -> Record:
+    return {
+        "schema": SCHEMA,
+        "run": {
+            "experiment": run.experiment.name,
+            "profile": run.profile,
+            "seed": run.seed,
+            "configuration_sha256": run.configuration_sha256,
+        },
+        "configuration": run.configuration,
+        "code": environment.code_state(),
+        "data": None,
+        "environment": environment.describe(device),
+        "cost": None,
+        "results": None,
+        "timings": {"started": _now(), "finished": None, "restarts": 0, "epochs": []},
+    }
+
+
+def _failure(status: str, error: BaseException | None) -> dict[str, Any]:
+    """The results part of a record without results. The error is its first line, without this machine's paths."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0].replace(f"{environment.ROOT}/", "") if error else None
+    return {
+        "status": status,
+        "error": text,
+        "final": None,
+        "stopped_early": False,
+        "weights_sha256": None,
+        "epochs": [],
+    }
+
+
+@functools.cache
+def _dataset(name: str, root: Path) -> data.Dataset:
+    return data.load(name, root)
+
+
+@functools.cache
+def _sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _weights_file(settings: Settings) -> Path:
+    if settings.weights:
+        return settings.weights
+    name, path = IMAGENET_WEIGHTS.filename, weights_path(settings.datasets)
+    if path is None:
+        raise UserError(
+            f"{name}: expected under {settings.datasets}, found none; run `make data` with a network, set WEIGHTS=FILE, "
+            "or choose experiments without pretraining, as ONLY='*/scratch_*'"
+        )
+    if _sha256_of_file(path) != IMAGENET_SHA256:
+        raise UserError(f"{path}: expected SHA-256 {IMAGENET_SHA256}, found another; delete the file and run `make data`")
+    return path
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

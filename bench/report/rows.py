@@ -1,0 +1,72 @@
+"""Records grouped into the rows of a table: one row for each experiment and its initial weights, over all seeds."""
+
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.catalog import EXPERIMENTS
+from bench.experiment import Experiment, canonical_json
+from bench.ledger import Record
+from bench.profiles import at_profile
+
+Found = tuple[Path, Record]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One experiment under a profile, from one set of initial weights (None: random, or not run)."""
+
+    experiment: Experiment
+    weights: str | None
+    found: tuple[Found, ...]
+
+    @property
+    def done(self) -> list[Record]:
+        """The records that have a result, by seed."""
+        return [record for _, record in self.found if record["results"]["status"] == "done"]
+
+    @property
+    def failures(self) -> list[str]:
+        """The statuses of the other records."""
+        return [str(record["results"]["status"]) for _, record in self.found if record["results"]["status"] != "done"]
+
+    def accuracies(self, selection: str) -> list[float]:
+        """Percent, one per seed that is done; empty where the recipe has no such accuracy."""
+        values = [record["results"]["final"][selection] for record in self.done]
+        return [float(value["accuracy"]) for value in values if value]
+
+
+def rows_of(profile: str, found: Iterable[Found]) -> tuple[list[Row], list[Found]]:
+    """Return a profile's rows in the catalog's order, an empty row for what was not run, and the records that fit none.
+
+    A record fits the row whose present configuration it was made with.
+    """
+    left = [item for item in found if item[1]["run"]["profile"] == profile]
+    rows = []
+    for experiment in EXPERIMENTS:
+        meaning = json.loads(canonical_json(at_profile(experiment, profile).meaning()))
+        fitting = [item for item in left if item[1]["configuration"]["experiment"] == meaning]
+        left = [item for item in left if item not in fitting]
+        by_weights: dict[str | None, list[Found]] = {}
+        for item in fitting:
+            by_weights.setdefault(weights_name(item[1]), []).append(item)
+        for weights, items in sorted(by_weights.items(), key=lambda pair: pair[0] or "") or [(None, [])]:
+            items.sort(key=lambda item: item[1]["run"]["seed"])
+            rows.append(Row(at_profile(experiment, profile), weights, tuple(items)))
+    return rows, left
+
+
+def weights_name(record: Record) -> str | None:
+    """The name of the file that a record's run started from, or None for random weights."""
+    weights = record["configuration"]["weights"]
+    return weights["name"] if weights else None
+
+
+def mean_and_deviation(values: list[float]) -> str:
+    """``76.54 ± 0.32`` (sample standard deviation), ``76.54`` for a single value, empty for none."""
+    if not values:
+        return ""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{deviation}"

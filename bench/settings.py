@@ -1,0 +1,78 @@
+"""What a user chooses: by flag, else by environment variable, else by default. All of it is about selection and places."""
+
+import os
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from bench.catalog import EXPERIMENTS
+from bench.errors import UserError
+from bench.experiment import Experiment
+from bench.profiles import PROFILES
+
+DEFAULTS = {
+    "PROFILE": "paper",
+    "SEEDS": "0",
+    "DEVICE": "auto",
+    "JOBS": "1",
+    "ONLY": "*",
+    "DATASETS": "datasets",
+    "RESULTS": "results",
+    "WEIGHTS": "",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The eight choices, checked."""
+
+    profile: str
+    seeds: tuple[int, ...]
+    device: str
+    jobs: int
+    only: str
+    datasets: Path
+    results: Path
+    weights: Path | None
+
+    def experiments(self) -> list[Experiment]:
+        """The catalog's experiments whose name matches ``only``, in the catalog's order.
+
+        Raises:
+            UserError: none matches.
+        """
+        patterns = self.only.split()
+        chosen = [e for e in EXPERIMENTS if any(fnmatchcase(e.name, pattern) for pattern in patterns)]
+        if not chosen:
+            raise UserError(f"ONLY={self.only!r} matches no experiment; `python -m bench list` names them all")
+        return chosen
+
+
+def variable(name: str) -> str:
+    """Return the environment variable, or its default; an empty variable counts as unset."""
+    return os.environ.get(name) or DEFAULTS[name]
+
+
+def settings(*, profile: str, seeds: str, device: str, jobs: str, only: str, datasets: str, results: str, weights: str) -> Settings:
+    """Check the choices as a user writes them.
+
+    Raises:
+        UserError: one of them is no choice.
+    """
+    if profile not in PROFILES:
+        raise UserError(f"PROFILE: expected one of {', '.join(PROFILES)}, found {profile!r}")
+    words = seeds.replace(",", " ").split()
+    if not words or not all(word.isdecimal() for word in words):
+        raise UserError(f"SEEDS: expected whole numbers from 0, as in SEEDS='0 1 2', found {seeds!r}")
+    if not jobs.isdecimal() or int(jobs) < 1:
+        raise UserError(f"JOBS: expected a whole number from 1, found {jobs!r}")
+    return Settings(
+        profile=profile,
+        seeds=tuple(dict.fromkeys(map(int, words))),
+        device=device,
+        jobs=int(jobs),
+        only=only,
+        datasets=Path(datasets).expanduser(),
+        results=Path(results).expanduser(),
+        weights=Path(weights).expanduser() if weights else None,
+    )

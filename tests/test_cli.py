@@ -1,0 +1,163 @@
+"""The command line: what a mistake looks like, and where a choice comes from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import cli, errors
+from bench.catalog import EXPERIMENTS
+from bench.environment import choose_device, code_state, describe, seed_for
+from bench.errors import UserError
+from bench.settings import DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grid", "--profile", "huge"], "PROFILE: expected one of paper, mini, smoke, found 'huge'"),
+        (["grid", "--seeds", "a"], "SEEDS: expected whole numbers from 0, as in SEEDS='0 1 2', found 'a'"),
+        (["grid", "--seeds", "-1"], "SEEDS: expected whole numbers from 0"),
+        (["grid", "--jobs", "0"], "JOBS: expected a whole number from 1, found '0'"),
+        (["grid", "--only", "nothing/*"], "ONLY='nothing/*' matches no experiment"),
+        (["grid", "--profile", "smoke", "--device", "tpu"], "DEVICE: expected auto, cpu, cuda or cuda:N, found 'tpu'"),
+        (["grid", "--weights", "no-such.pth"], "WEIGHTS=no-such.pth: expected a file, found none"),
+        (["run", "cifar100/typo"], "experiment 'cifar100/typo' is not in the catalog"),
+        (["run", "../../etc/passwd"], "is not in the catalog"),
+        (["run", "cifar100/baseline", "--seed", "x"], "expected whole numbers from 0"),
+        (["run", "cifar100/scratch_convnext", "--profile", "mini"], "make data"),
+        (["run", "cifar100/baseline", "--profile", "smoke", "--results", "/proc/none"], "choose another folder with RESULTS="),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == errors.EXIT_USER
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_missing_weights_say_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.grid._dataset", lambda name, root: None)
+    assert cli.main(["grid", "--only", "cifar100/baseline", "--datasets", str(tmp_path)]) == errors.EXIT_USER
+    error = capsys.readouterr().err
+    assert "convnext_tiny-983f1562.pth: expected under" in error
+    assert "`make data`" in error and "WEIGHTS=FILE" in error and "ONLY=" in error
+
+
+def test_damaged_weights_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "weights" / "convnext_tiny-983f1562.pth"
+    path.parent.mkdir()
+    path.write_bytes(b"something else")
+    monkeypatch.setattr("bench.grid._dataset", lambda name, root: None)
+    monkeypatch.setattr("bench.grid.weights_path", lambda root: path)
+    assert cli.main(["grid", "--only", "cifar100/baseline", "--datasets", str(tmp_path)]) == errors.EXIT_USER
+    assert "expected SHA-256 983f1562536e84ff" in capsys.readouterr().err
+
+
+def test_cuda_never_falls_back(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["grid", "--profile", "smoke", "--device", "cuda"]) == errors.EXIT_USER
+    assert "torch sees no GPU here; run `make doctor`" in capsys.readouterr().err
+
+
+def test_auto_says_what_it_chose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["grid", "--profile", "smoke", "--only", "cifar100/baseline_F0", "--results", str(tmp_path)])
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("profile smoke: 1 runs, 1 due, on ") and first.endswith("(DEVICE=auto)")
+
+
+def test_flag_before_environment_before_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    def profile(*flags: str) -> str:
+        return str(cli.parser().parse_args(["list", *flags]).profile)
+
+    assert profile() == DEFAULTS["PROFILE"] == "paper"
+    monkeypatch.setenv("PROFILE", "mini")
+    assert profile() == "mini"
+    assert profile("--profile", "smoke") == "smoke"
+    monkeypatch.setenv("PROFILE", "")
+    assert profile() == "paper", "an empty variable counts as unset"
+
+
+def test_every_choice_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["grid", "--help"])
+    text = capsys.readouterr().out
+    for name in DEFAULTS:
+        monkeypatch.setenv(name, f"value of {name}")
+        assert getattr(cli.parser().parse_args(["grid"]), name.lower()) == f"value of {name}"
+        assert f"--{name.lower()}" in text and f"${name}" in text
+
+
+def test_list_names_every_experiment_with_its_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [experiment.name for experiment in EXPERIMENTS]
+    assert lines[2].split() == [
+        "cifar100/baseline",
+        "77.24",
+        "best_test",
+        "cifar100",
+        "default",
+        "imagenet1k",
+        "full",
+        "20",
+        "all",
+        "0:",
+        "not",
+        "run",
+    ]
+
+
+# ---- the machine and the code ----------------------------------------------------------------------------------------------
+
+
+def test_seeds_differ_by_key_and_fit_every_generator() -> None:
+    seeds = [seed_for(seed, epoch, use) for seed in range(3) for epoch in range(3) for use in ("order", "crop")]
+    assert len(set(seeds)) == 18
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seed_for(0, 1, "order") == 7_869_624_158_837_258_281, "every record depends on it"
+
+
+def test_device_numbers_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match=r"this machine has 2 GPU\(s\), numbered from 0"):
+        choose_device("cuda:2")
+    for wrong in ("cuda:x", "cuda:-1", "cpu:0", "CUDA", ""):
+        with pytest.raises(UserError, match="DEVICE: expected"):
+            choose_device(wrong)
+
+
+def test_description_names_no_host_user_or_path() -> None:
+    description = describe(torch.device("cpu"))
+    assert description["torch"] == torch.__version__ and description["deterministic"] is True
+    assert not any("/" in str(value) for value in description.values())
+
+
+def test_commit_is_taken_from_the_environment_where_git_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    for given, commit, dirty in [("abc", "abc", False), ("abc-dirty", "abc", True), ("", None, None)]:
+        monkeypatch.setenv("BENCH_COMMIT", given)
+        state = code_state()
+        assert (state["commit"], state["dirty"]) == (commit, dirty)
+
+
+def test_hash_of_the_sources_changes_with_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bench", "models", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "requirements.lock").touch()
+    source = tmp_path / "bench" / "a.py"
+    monkeypatch.setattr("bench.environment.ROOT", tmp_path)
+    source.write_text("a = 1\n")
+    before = code_state()["sources_sha256"]
+    assert code_state()["sources_sha256"] == before
+    source.write_text("a = 2\n")
+    assert code_state()["sources_sha256"] != before

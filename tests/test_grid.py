@@ -1,0 +1,225 @@
+"""Runs worked through: every one leaves a record, none stops another, and any can be interrupted."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bench import cli, errors, grid
+from bench.engine.checkpoint import CheckpointFolder
+from bench.engine.train import build_network
+from bench.environment import ROOT
+from bench.experiment import canonical_json
+from bench.ledger import Ledger, Record
+from bench.profiles import PROFILES, smoke
+from bench.settings import DEFAULTS, Settings, settings
+from models import convnext_tiny
+from tests.conftest import small_network
+
+
+def chosen(results: Path, **values: str) -> Settings:
+    given = DEFAULTS | {"PROFILE": "smoke", "DEVICE": "cpu", "RESULTS": str(results)} | values
+    return settings(**{name.lower(): value for name, value in given.items()})
+
+
+def records(results: Path) -> dict[str, Record]:
+    found = (record for _, record in Ledger(results).records())
+    return {f"{record['run']['experiment']} {record['run']['seed']}": record for record in found}
+
+
+def without_timings(record: Record) -> str:
+    return canonical_json({key: value for key, value in record.items() if key != "timings"})
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train a network of a thousandth of the size."""
+    monkeypatch.setattr(grid, "build_network", lambda run, classes, initial, device: small_network(classes, run.seed))
+
+
+def run_grid(results: Path, **values: str) -> int:
+    its_settings = chosen(results, **values)
+    return grid.work_through(grid.plan(its_settings), its_settings)
+
+
+def test_a_grid_leaves_a_record_for_each_run_and_does_nothing_twice(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only = {"ONLY": "*/baseline cifar100/scratch_*", "SEEDS": "0 1"}
+    assert run_grid(tmp_path, **only) == 0
+    found = records(tmp_path)
+    names = ["cifar100/baseline", "cifar100/scratch_convnext", "fashion_mnist/baseline"]
+    assert sorted(found) == [f"{name} {seed}" for name in names for seed in (0, 1)]
+    assert all(record["results"]["status"] == "done" for record in found.values())
+    assert not list(tmp_path.rglob("last.pt")), "checkpoints of finished runs are removed"
+    assert len(list(tmp_path.rglob("best.pt"))) == 6
+    capsys.readouterr()
+    assert run_grid(tmp_path, **only) == 0
+    assert "6 runs, 0 due" in capsys.readouterr().out
+
+
+def test_what_a_record_holds(small: None, tmp_path: Path) -> None:
+    run_grid(tmp_path, ONLY="cifar100/scratch_convnext", SEEDS="3")
+    (record,) = records(tmp_path).values()
+    assert record["run"]["seed"] == 3 and record["run"]["profile"] == "smoke"
+    assert record["configuration"]["experiment"]["recipe"]["epochs"] == 2
+    assert record["data"]["images"] == {"train": 270, "validation": 30, "test": 200}
+    assert len(record["data"]["train_sha256"]) == 64
+    assert record["cost"] == {"parameters": 27_897_028, "multiply_adds": 363_730_944}
+    lock = (ROOT / "requirements.lock").read_bytes()
+    assert record["code"]["requirements_lock_sha256"] == hashlib.sha256(lock).hexdigest()
+    assert record["environment"]["deterministic"] is True and record["environment"]["threads"] == 1
+    assert [epoch["epoch"] for epoch in record["results"]["epochs"]] == [1, 2]
+    assert len(record["timings"]["epochs"]) == 2
+    text = canonical_json(record)
+    assert str(ROOT) not in text and str(tmp_path) not in text and os.uname().nodename not in text
+
+
+def test_same_seed_same_record_apart_from_timings(small: None, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        run_grid(tmp_path / folder, ONLY="fashion_mnist/baseline")
+    (one,), (two,) = records(tmp_path / "a").values(), records(tmp_path / "b").values()
+    assert without_timings(one) == without_timings(two)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (RuntimeError(f"no kernel\nin {ROOT}/bench"), "failed", "RuntimeError: no kernel"),
+        (torch.OutOfMemoryError("tried to allocate 2 GiB"), "out_of_memory", "OutOfMemoryError: tried to allocate 2 GiB"),
+        (MemoryError(), "out_of_memory", "MemoryError: "),
+    ],
+)
+def test_a_failing_run_becomes_a_record_and_the_others_go_on(
+    error: Exception, status: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build(run: Any, classes: int, initial: Any, device: Any) -> Any:
+        if run.experiment.name == "cifar100/baseline_F0":
+            raise error
+        return small_network(classes)
+
+    monkeypatch.setattr(grid, "build_network", build)
+    assert run_grid(tmp_path, ONLY="cifar100/baseline_F?") == 1
+    found = records(tmp_path)
+    assert {name: record["results"]["status"] for name, record in found.items()} == {
+        "cifar100/baseline_F0 0": status,
+        "cifar100/baseline_F1 0": "done",
+        "cifar100/baseline_F2 0": "done",
+    }
+    assert found["cifar100/baseline_F0 0"]["results"]["error"] == text
+    assert f"1 {status}, 2 done" in capsys.readouterr().out
+    monkeypatch.setattr(grid, "build_network", lambda run, classes, initial, device: small_network(classes))
+    assert run_grid(tmp_path, ONLY="cifar100/baseline_F?") == 0, "a failed run is tried again"
+
+
+def test_interrupted_run_says_so_and_is_continued(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    its_settings = chosen(tmp_path, ONLY="fashion_mnist/baseline")
+    (run,) = grid.plan(its_settings)
+    original: Callable[..., None] = CheckpointFolder.save
+
+    def save_and_stop(self: CheckpointFolder, state: dict[str, Any]) -> None:
+        original(self, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CheckpointFolder, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        grid.execute(run, its_settings)
+    monkeypatch.setattr(CheckpointFolder, "save", original)
+    (record,) = records(tmp_path).values()
+    assert record["results"]["status"] == "interrupted"
+    continued = grid.execute(run, its_settings)
+    assert continued["timings"]["restarts"] == 1
+    straight = grid.execute(run, chosen(tmp_path / "straight"))
+    assert without_timings(continued) == without_timings(straight)
+    assert curve(tmp_path / "tensorboard" / run.key) == curve(tmp_path / "straight/tensorboard" / run.key)
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    points = [(event.step, event.value) for event in events.Scalars("accuracy/test")]
+    assert [step for step, _ in points] == [1, 2], "no point stands twice"
+    return points
+
+
+def test_terminated_process_continues_to_the_same_record(tmp_path: Path) -> None:
+    """A real process, the real network, a real SIGTERM after the first epoch."""
+    environ = os.environ | {"PROFILE": "smoke", "DEVICE": "cpu", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "bench", "run", "cifar100/baseline_F1"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ | {"RESULTS": str(tmp_path / "a")}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert "epoch 1/2" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == errors.EXIT_TERMINATED
+    (record,) = records(tmp_path / "a").values()
+    assert record["results"]["status"] == "interrupted"
+    for folder in ("a", "b"):
+        subprocess.run(command, cwd=ROOT, env=environ | {"RESULTS": str(tmp_path / folder)}, check=True, capture_output=True)
+    (continued,), (straight,) = records(tmp_path / "a").values(), records(tmp_path / "b").values()
+    assert continued["timings"]["restarts"] == 1 and straight["timings"]["restarts"] == 0
+    assert without_timings(continued) == without_timings(straight)
+
+
+def test_several_processes_share_a_grid(tmp_path: Path) -> None:
+    started = time.monotonic()
+    assert run_grid(tmp_path, ONLY="cifar100/baseline_F0", SEEDS="0 1", JOBS="2") == 0
+    assert time.monotonic() - started < 120
+    assert sorted(records(tmp_path)) == ["cifar100/baseline_F0 0", "cifar100/baseline_F0 1"]
+
+
+def test_a_held_run_is_passed_over(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    its_settings = chosen(tmp_path, ONLY="*/baseline")
+    held, _ = grid.plan(its_settings)
+    with CheckpointFolder(tmp_path / "checkpoints" / held.key).hold():
+        assert grid.work_through(grid.plan(its_settings), its_settings) == 0
+        assert cli.main(["run", "cifar100/baseline", "--profile", "smoke", "--results", str(tmp_path)]) == errors.EXIT_BUSY
+    captured = capsys.readouterr()
+    assert "cifar100/baseline seed 0: another process works on it; passed over" in captured.out
+    assert list(records(tmp_path)) == ["fashion_mnist/baseline 0"]
+
+
+# ---- pretrained weights ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def smoke_with_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smoke budget, but starting from pretrained weights where the experiment does."""
+    monkeypatch.setitem(PROFILES, "smoke", lambda experiment: replace(smoke(experiment), weights=experiment.weights))
+
+
+def test_weights_file_is_used_and_recorded_by_name_and_content(smoke_with_weights: None, tmp_path: Path) -> None:
+    torch.manual_seed(9)
+    state = convnext_tiny(classes=200).state_dict()
+    path = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(state, path)
+    its_settings = chosen(tmp_path, ONLY="cifar100/baseline_F0", WEIGHTS=str(path))
+    (run,) = grid.plan(its_settings)
+    record = grid.execute(run, its_settings)
+    assert record["configuration"]["weights"] == {
+        "name": "mine.safetensors",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    trained = torch.load(CheckpointFolder(tmp_path / "checkpoints" / run.key).best, weights_only=True)
+    assert torch.equal(trained["features.0.0.weight"], state["features.0.0.weight"]), "F0 leaves the backbone as it was given"
+    fresh = build_network(replace(run, seed=0), 100, None, torch.device("cpu")).state_dict()
+    assert not torch.equal(trained["features.0.0.weight"], fresh["features.0.0.weight"])
+
+
+def test_without_weights_the_identity_is_torchvisions(smoke_with_weights: None, tmp_path: Path) -> None:
+    (run,) = grid.plan(chosen(tmp_path, ONLY="cifar100/baseline"))
+    assert run.weights is not None
+    assert run.weights.name == "convnext_tiny-983f1562.pth"
+    assert run.weights.sha256.startswith("983f1562536e84ff")

@@ -1,0 +1,115 @@
+"""Records: written whole or not at all, read with suspicion."""
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.errors import UserError
+from bench.experiment import Weights, canonical_json
+from bench.ledger import SECTIONS, Ledger, read_record, write_atomically
+from tests.conftest import small_run
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    return {**dict.fromkeys(SECTIONS), "schema": 1, "results": {"status": "done"}} | changes
+
+
+def test_written_records_are_read_back_in_order(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for seed in (10, 2):
+        ledger.write(small_run(seed), record(run={"seed": seed}))
+    assert [entry["run"]["seed"] for _, entry in ledger.records()] == [10, 2], "ordered by path"
+    assert ledger.find(small_run(2)) == record(run={"seed": 2})
+    assert ledger.find(small_run(3)) is None
+    assert sorted(path.name for path in ledger.folder.rglob("*") if path.is_file()) == sorted(
+        f"{small_run(seed).key.rpartition('/')[2]}.json" for seed in (2, 10)
+    ), "nothing else is left"
+
+
+def test_not_a_number_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        Ledger(tmp_path).write(small_run(), record(cost=float("nan")))
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected a record in JSON"),
+        ("{", "expected a record in JSON"),
+        ("[]", "expected a record with schema, run, .*, found list"),
+        ('{"schema": 1}', "found schema"),
+        (json.dumps(record(schema=2)), "expected schema 1, found 2"),
+        (json.dumps(record(results={"status": "fine"})), "expected one of done, .*, found 'fine'"),
+        (json.dumps(record(results=None)), "found None"),
+    ],
+)
+def test_what_is_no_record_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "seed0.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_record(path)
+    assert "seed0.json" in str(caught.value)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); free space or choose another folder"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_that_outgrows_the_file_size_limit_leaves_nothing(tmp_path: Path) -> None:
+    """The real system call fails here, as on a full disk (EFBIG in place of ENOSPC)."""
+    program = (
+        "import signal, sys; from pathlib import Path; from bench.ledger import write_atomically\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "write_atomically(Path(sys.argv[1]), lambda file: file.write(bytes(100_000)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "file")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert "UserError" in ended.stderr and "cannot be written (File too large)" in ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# ---- identity of a run -------------------------------------------------------------------------------------------------------
+
+
+def test_key_changes_with_what_changes_the_result_and_with_nothing_else() -> None:
+    run = small_run()
+    same = replace(run, experiment=replace(run.experiment, reported=50.0, table="elsewhere", note="words"))
+    assert same.key == run.key
+    others = [
+        small_run(seed=1),
+        small_run(epochs=4),
+        replace(run, profile="mini"),
+        replace(run, weights=Weights("a.pth", "0" * 64)),
+        replace(run, experiment=replace(run.experiment, dataset="synthetic_cifar100")),
+    ]
+    assert len({run.key, *(other.key for other in others)}) == 6
+
+
+def test_configuration_hash_does_not_depend_on_the_seed() -> None:
+    assert small_run(0).configuration_sha256 == small_run(1).configuration_sha256
+
+
+def test_canonical_json() -> None:
+    assert canonical_json({"b": (1, 0.1), "a": None}) == '{\n "a": null,\n "b": [\n  1,\n  0.1\n ]\n}\n'

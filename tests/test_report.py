@@ -1,0 +1,182 @@
+"""RESULTS.md is what the ledger gives: every number from a record, no failure hidden, the same bytes every time."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.catalog import find
+from bench.environment import ROOT
+from bench.experiment import Run, Weights
+from bench.ledger import Ledger
+from bench.profiles import at_profile
+from bench.report import write, write_report
+from bench.report.results import headline_table, results_page
+from bench.report.rows import mean_and_deviation
+
+STAND_IN = Weights("stand-in.safetensors", "5" * 64)
+
+
+def add(ledger: Ledger, name: str, accuracy: float | None, *, seed: int = 0, profile: str = "mini", status: str = "done") -> Path:
+    """Put a record into the ledger whose numbers are given; None for a run without results."""
+    experiment = at_profile(find(name), profile)
+    weights = STAND_IN if experiment.weights != "none" else None
+    run = Run(experiment=experiment, profile=profile, seed=seed, weights=weights)
+    at = {"epoch": 3, "accuracy": accuracy}
+    with_validation = experiment.recipe.validation_fraction > 0
+    final = {
+        "best_test": at,
+        "last_test": at,
+        "best_validation": at if with_validation else None,
+        "test_at_best_validation": at if with_validation else None,
+    }
+    record: dict[str, Any] = {
+        "schema": 1,
+        "run": {"experiment": name, "profile": profile, "seed": seed, "configuration_sha256": run.configuration_sha256},
+        "configuration": run.configuration,
+        "code": {"commit": "c" * 40, "dirty": False, "requirements_lock_sha256": "1" * 64, "sources_sha256": "2" * 64},
+        "data": {"name": experiment.dataset, "train_sha256": "3" * 64, "test_sha256": "4" * 64, "images": {}},
+        "environment": {"device": "Processor", "threads": 2, "cuda": None, "torch": "2.13.0"},
+        "cost": {"parameters": 27_897_028, "multiply_adds": 90_990_336},
+        "results": {
+            "status": status,
+            "error": None if status == "done" else "RuntimeError: it broke",
+            "final": final if accuracy is not None else None,
+            "epochs": [{"train": {"images": 1000}}],
+        },
+        "timings": {"restarts": 0, "epochs": [{"train_seconds": 4.0, "evaluation_seconds": 0.5}]},
+    }
+    return ledger.write(run, record)
+
+
+def line_of(page: str, name: str) -> list[str]:
+    """The cells of the first table row that begins with the name."""
+    line = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    ledger = Ledger(tmp_path)
+    for seed, accuracy in enumerate([70.0, 71.0, 75.0]):
+        add(ledger, "cifar100/baseline", accuracy, seed=seed)
+    add(ledger, "cifar100/scratch_convnext", 20.25)
+    add(ledger, "cifar100/matched_convnext", None, status="out_of_memory")
+    add(ledger, "cifar100/baseline_F0", 41.5, seed=0)
+    add(ledger, "cifar100/baseline_F0", None, seed=1, status="diverged")
+    return ledger
+
+
+def page_of(ledger: Ledger) -> str:
+    return results_page(list(ledger.records()), ledger.results)
+
+
+def test_rows_hold_the_records_numbers(ledger: Ledger) -> None:
+    page = page_of(ledger)
+    cells = line_of(page, "baseline")
+    assert cells[7:10] == ["77.24", "72.00 ± 2.65", "-5.24"]
+    assert cells[2] == "stand-in.safetensors" and cells[-1] == "0, 1, 2"
+    cells = line_of(page, "scratch_convnext")
+    assert cells[6:10] == ["best validation accuracy", "54.56", "20.25", "-34.31"]
+    assert "started from `stand-in.safetensors`" in page
+
+
+def test_no_row_hides_a_failure(ledger: Ledger) -> None:
+    page = page_of(ledger)
+    assert line_of(page, "matched_convnext")[8] == "1 out_of_memory"
+    assert line_of(page, "baseline_F0")[8] == "41.50, 1 diverged"
+    assert "out_of_memory: RuntimeError: it broke" in page
+
+
+def test_what_was_not_run_says_so(ledger: Ledger) -> None:
+    page = page_of(ledger)
+    assert line_of(page, "stem_baseline")[8] == "not run"
+    assert "Not run: the ledger has no record of this profile." in page.partition("## Profile `paper`")[2].partition("##")[0]
+    assert "Not run: the ledger has no record" in page_of(Ledger(ledger.results / "empty"))
+
+
+def test_speed_comes_from_the_timings(ledger: Ledger) -> None:
+    cells = line_of(page_of(ledger).partition("### Time")[2], "cifar100/baseline")
+    assert cells == ["`cifar100/baseline`", "Processor, 2 threads", "4.0", "250", "0.5", "bf16"]
+
+
+def test_every_record_is_linked_and_every_link_leads_to_a_record(ledger: Ledger) -> None:
+    page = page_of(ledger).partition("## Records")[2]
+    links = [part.partition(")")[0] for part in page.split("](")[1:]]
+    assert sorted(ledger.results / link for link in links) == [path for path, _ in ledger.records()]
+
+
+def test_profiles_share_no_table(ledger: Ledger) -> None:
+    add(ledger, "cifar100/baseline", 99.0, profile="paper")
+    page = page_of(ledger)
+    paper, _, mini = page.partition("## Profile `mini`")
+    assert line_of(paper, "baseline")[8] == "99.00"
+    assert line_of(mini, "baseline")[8] == "72.00 ± 2.65"
+
+
+def test_a_record_of_another_configuration_is_named_and_not_averaged(ledger: Ledger) -> None:
+    path = add(ledger, "cifar100/baseline", 10.0, seed=7)
+    record = json.loads(path.read_bytes())
+    record["configuration"]["experiment"]["recipe"]["head_lr"] = 5.0
+    path.write_text(json.dumps(record))
+    page = page_of(ledger)
+    assert line_of(page, "baseline")[8] == "72.00 ± 2.65"
+    assert path.name in page.partition("configuration has changed since they were made")[2].partition("\n")[0]
+
+
+def test_different_initial_weights_have_rows_of_their_own(ledger: Ledger) -> None:
+    path = add(ledger, "cifar100/baseline", 10.0, seed=7)
+    record = json.loads(path.read_bytes())
+    record["configuration"]["weights"]["name"] = "another.pth"
+    path.write_text(json.dumps(record))
+    table = page_of(ledger).partition("### CIFAR-100, fine-tuning")[2].partition("###")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| `baseline` ")]
+    assert [("another.pth" in row, "stand-in" in row) for row in rows] == [(True, False), (False, True)]
+
+
+def test_page_does_not_depend_on_the_order_in_which_records_were_written(ledger: Ledger, tmp_path: Path) -> None:
+    files = [(path, path.read_bytes()) for path, _ in ledger.records()]
+    page = page_of(ledger)
+    for path, _ in files:
+        path.unlink()
+    random.Random(0).shuffle(files)
+    for path, content in files:
+        path.write_bytes(content)
+    assert page_of(ledger) == page
+
+
+def test_other_ledgers_get_their_own_page_and_the_repositorys_is_not_touched(ledger: Ledger) -> None:
+    before = {name: (ROOT / name).read_bytes() for name in ("RESULTS.md", "README.md")}
+    assert write_report(ledger.results) == [ledger.results / "RESULTS.md"]
+    assert (ledger.results / "RESULTS.md").read_text() == page_of(ledger)
+    assert before == {name: (ROOT / name).read_bytes() for name in before}
+
+
+def test_committed_pages_are_what_the_committed_ledger_gives() -> None:
+    found = list(Ledger(ROOT / "results").records())
+    assert found, "the repository holds records"
+    assert (ROOT / "RESULTS.md").read_text() == results_page(found, ROOT), "run `make report`"
+    table = (ROOT / "README.md").read_text().partition(write.BEGIN)[2].partition(write.END)[0]
+    assert table == f"\n\n{headline_table(found)}\n\n", "run `make report`"
+
+
+def test_committed_records_are_reproducible_in_principle() -> None:
+    for path, record in Ledger(ROOT / "results").records():
+        assert record["code"]["dirty"] is False and record["code"]["commit"], path
+        assert record["environment"]["deterministic"] is True, path
+
+
+def test_mean_and_deviation() -> None:
+    assert mean_and_deviation([]) == ""
+    assert mean_and_deviation([76.5]) == "76.50"
+    assert mean_and_deviation([70.0, 71.0, 75.0]) == "72.00 ± 2.65"
+
+
+def test_smoke_makes_no_comparison_with_the_study(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    add(ledger, "cifar100/baseline", 1.0, profile="smoke")
+    cells = line_of(page_of(ledger), "baseline")
+    assert cells[7:10] == ["", "1.00", ""]
+    assert headline_table(list(ledger.records())) == "Nothing was run yet."

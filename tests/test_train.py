@@ -1,0 +1,200 @@
+"""One run: the same numbers every time, after an interruption too, and the numbers are the right ones."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import data
+from bench.engine.checkpoint import Busy, CheckpointFolder
+from bench.engine.evaluate import evaluate
+from bench.engine.train import best_epoch, build_network, plateaued, put_on_device, results, schedule
+from bench.errors import UserError
+from bench.experiment import Recipe, canonical_json
+from tests.conftest import CPU, Recorder, small_network, small_run, train_small
+
+GOLDEN = Path(__file__).with_name("golden_losses.txt")
+
+
+def test_golden_losses(tmp_path: Path) -> None:
+    """The first three losses of ConvNeXt-Tiny, in fp32 on one thread, are those written down.
+
+    The file was made by this very function; a change here means that the data order, the augmentation, the initial weights, the
+    schedule or the optimizer have changed, and with them every record.
+    """
+    run = small_run()
+    run = replace(run, experiment=replace(run.experiment, train_images=10))  # one step an epoch: its loss is the step's
+    record = train_small(run, tmp_path, network=build_network(run, 10, None, CPU))
+    golden = [float(line) for line in GOLDEN.read_text().splitlines() if not line.startswith("#")]
+    # AVX2 and AVX-512 kernels agree to 1e-7 here; a wrong shift, order or rate moves the losses by far more than 1e-4
+    assert [entry["train"]["loss"] for entry in record["epochs"]] == pytest.approx(golden, rel=1e-4)
+
+
+def test_same_seed_same_bytes(tmp_path: Path) -> None:
+    one, two = (canonical_json(train_small(small_run(seed=1), tmp_path / name)) for name in "ab")
+    other = canonical_json(train_small(small_run(seed=2), tmp_path / "c"))
+    assert one == two != other
+
+
+INTERRUPTIONS = [(1, 2), (2, 1), (2, 4), (3, 3)]
+
+
+@pytest.mark.parametrize("stop_at", INTERRUPTIONS)
+@pytest.mark.parametrize("recipe", [{}, {"precision": "bf16", "validation_fraction": 0.25, "regime": "F2", "frozen_epochs": 1}])
+def test_interrupted_and_continued_equals_uninterrupted(recipe: dict, stop_at: tuple[int, int], tmp_path: Path) -> None:
+    run = small_run(**recipe)
+    if run.experiment.recipe.validation_fraction and stop_at[1] > 3:
+        stop_at = (stop_at[0], 3)  # a quarter of the images is held out: three steps an epoch
+    straight = train_small(run, tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        train_small(run, tmp_path / "interrupted", Recorder(stop_at))
+    again = Recorder()
+    continued = train_small(run, tmp_path / "interrupted", again)
+    assert canonical_json(continued) == canonical_json(straight)
+    expected_resume = None if stop_at[0] == 1 else stop_at[0] - 1
+    assert again.resumed_after == expected_resume
+    assert again.epochs == list(range(stop_at[0], 4))
+
+
+def test_finished_checkpoint_trains_no_further(tmp_path: Path) -> None:
+    """Killed between the last checkpoint and the record, a run only writes its record."""
+    first = train_small(small_run(), tmp_path)
+    again = Recorder()
+    assert canonical_json(train_small(small_run(), tmp_path, again)) == canonical_json(first)
+    assert again.steps == []
+
+
+def test_small_network_learns(tmp_path: Path) -> None:
+    run = small_run(epochs=25, head_lr=5e-3, backbone_lr=5e-3, crop_padding=0, flip=False)
+    accuracies = train_small(run, tmp_path)["epochs"]
+    assert accuracies[-1]["train"]["correct"] > 24, "40 images, chance 4"
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    def overflow(module: nn.Module, inputs: tuple[torch.Tensor, ...], logits: torch.Tensor) -> torch.Tensor:
+        return logits * float("inf") if len(observer.epochs) == 1 and module.training else logits
+
+    observer, network = Recorder(), small_network()
+    network.register_forward_hook(overflow)
+    record = train_small(small_run(), tmp_path, observer, network)
+    assert record["status"] == "diverged"
+    assert record["error"] == "the loss was not finite in epoch 2"
+    assert [entry["epoch"] for entry in record["epochs"]] == [1]
+    state = CheckpointFolder(tmp_path).load(small_run().configuration_sha256, CPU)
+    assert state is not None and all(torch.isfinite(value).all() for value in state["network"].values())
+
+
+# ---- selection, patience, schedule -----------------------------------------------------------------------------------------
+
+
+def entries(validation: list[int], test: list[int]) -> list[dict]:
+    return [
+        {"epoch": i, "validation": {"correct": v, "images": 100, "loss": 1.0}, "test": {"correct": t, "images": 200, "loss": 1.0}}
+        for i, (v, t) in enumerate(zip(validation, test, strict=True), 1)
+    ]
+
+
+def test_final_numbers_and_their_epochs() -> None:
+    recipe = Recipe(epochs=4, validation_fraction=0.1)
+    final = results(entries([10, 30, 30, 20], [50, 60, 90, 80]), recipe, diverged=False, weights_sha256="0")["final"]
+    assert final == {
+        "best_test": {"epoch": 3, "accuracy": 45.0},
+        "last_test": {"epoch": 4, "accuracy": 40.0},
+        "best_validation": {"epoch": 2, "accuracy": 30.0},
+        "test_at_best_validation": {"epoch": 2, "accuracy": 30.0},
+    }
+
+
+def test_without_a_validation_split_nothing_is_selected_on_it() -> None:
+    final = results(entries([1], [50]), Recipe(epochs=1), diverged=False, weights_sha256="0")["final"]
+    assert final["best_validation"] is final["test_at_best_validation"] is None
+
+
+def test_patience() -> None:
+    recipe = Recipe(epochs=9, validation_fraction=0.1, patience=2)
+    assert not plateaued([], recipe)
+    assert not plateaued(entries([5, 4], [0, 0]), recipe)
+    assert plateaued(entries([5, 4, 5], [0, 0, 0]), recipe), "an equal accuracy is no better one"
+    assert not plateaued(entries([5, 4, 6], [0, 0, 0]), recipe)
+
+
+def test_early_stop_in_a_run(tmp_path: Path) -> None:
+    run = small_run(epochs=12, patience=1, validation_fraction=0.25, head_lr=0.0, backbone_lr=0.0)
+    record = train_small(run, tmp_path)
+    assert record["stopped_early"] and len(record["epochs"]) == 2
+    assert best_epoch(record["epochs"], "validation")["epoch"] == 1
+
+
+def test_schedule_spans_the_run() -> None:
+    recipe = Recipe(epochs=10, warmup_fraction=0.1)
+    assert schedule(recipe, 0, 20) == pytest.approx(1 / 20)
+    assert schedule(recipe, 19, 20) == schedule(recipe, 20, 20) == 1.0
+    assert 0 < schedule(recipe, 199, 20) < 1e-3
+
+
+# ---- evaluation and data of a run ------------------------------------------------------------------------------------------
+
+
+def test_evaluation_counts_every_image(tmp_path: Path) -> None:
+    run = small_run()
+    splits = put_on_device(run, data.load(run.experiment.dataset), CPU)
+
+    class Oracle(nn.Module):
+        """Right on the first 15 of 20 images, by the labels that it is given."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            labels = splits.test.labels.clone()
+            labels[15:] = (labels[15:] + 1) % 10
+            return nn.functional.one_hot(labels, 10).float() * 100
+
+    counts = evaluate(Oracle(), splits.test, torch.autocast("cpu", enabled=False))
+    assert (counts["correct"], counts["images"]) == (15, 20)
+    assert counts["loss"] == pytest.approx(100 * 5 / 20)
+
+
+def test_validation_images_are_not_trained_on() -> None:
+    run = small_run(validation_fraction=0.25)
+    splits = put_on_device(run, data.load(run.experiment.dataset), CPU)
+    assert splits.sizes == {"train": 30, "validation": 10, "test": 20}
+    assert splits.validation is not None
+
+    def pixels(images: torch.Tensor) -> set[bytes]:
+        return {np.asarray(image).tobytes() for image in images}
+
+    inner = splits.train.images[:, 4:-4, 4:-4]
+    assert not pixels(inner) & pixels(splits.validation.images)
+
+
+def test_fine_tuning_is_normalised_by_imagenets_statistics() -> None:
+    dataset = data.load("tiny_fashion_mnist")
+    run = small_run()
+    object.__setattr__(run.experiment, "weights", "imagenet1k")
+    scale = put_on_device(run, dataset, CPU).test.scale
+    assert scale.tolist() == pytest.approx([1 / 255 / 0.229, 1 / 255 / 0.224, 1 / 255 / 0.225])
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_has_one_holder(tmp_path: Path) -> None:
+    with CheckpointFolder(tmp_path).hold(), pytest.raises(Busy), CheckpointFolder(tmp_path).hold():
+        pass
+    with CheckpointFolder(tmp_path).hold():
+        pass
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "other configuration"])
+def test_a_checkpoint_that_does_not_fit_is_refused(damage: str, tmp_path: Path) -> None:
+    train_small(small_run(), tmp_path)
+    checkpoint = CheckpointFolder(tmp_path)
+    if damage == "truncated":
+        checkpoint.last.write_bytes(checkpoint.last.read_bytes()[:1000])
+    if damage == "text":
+        checkpoint.last.write_text(json.dumps({"schema": 1}))
+    run = small_run(head_lr=0.5) if damage == "other configuration" else small_run()
+    with pytest.raises(UserError, match="delete it to start the run again"):
+        train_small(run, tmp_path)
