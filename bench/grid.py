@@ -17,6 +17,7 @@ import torch
 
 import data
 from bench import environment
+from bench.engine import network as networks
 from bench.engine.checkpoint import Busy, CheckpointFolder
 from bench.engine.train import build_network, put_on_device, train
 from bench.errors import EXIT_BUSY, UserError
@@ -28,7 +29,7 @@ from bench.progress import Watcher
 from bench.settings import Settings
 from data.fetch import weights_path
 from data.sources import IMAGENET_WEIGHTS
-from models import WeightsError, convnext_tiny, read_state_dict
+from models import WeightsError, read_state_dict
 
 IMAGENET_SHA256 = str(IMAGENET_WEIGHTS.known_hash).removeprefix("sha256:")
 
@@ -205,7 +206,7 @@ def _attempt(run: Run, settings: Settings, device: torch.device, checkpoint: Che
 @functools.cache
 def cost(model: Model, classes: int) -> dict[str, int]:
     """Parameters, and multiply-adds of one image forward at 32x32."""
-    network = convnext_tiny(classes=classes, stem=model.stem)
+    network = networks.build(model, classes=classes, seed=0)
     return {"parameters": parameters(network), "multiply_adds": multiply_adds(network)}
 
 

@@ -12,7 +12,8 @@ from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.optimizer import adamw, cosine_with_warmup, decays
 from bench.engine.regime import release, trained_parts
 from bench.engine.train import put_on_device, train
-from bench.experiment import Model, Recipe, Regime
+from bench.experiment import Recipe, Regime
+from models import convnext
 from tests.conftest import CPU, Recorder, small_network, small_run
 
 HEAD, LAST, EARLY = {"head", "attention"}, {"last_stage"}, {"early_stages"}
@@ -35,7 +36,7 @@ def test_switch_at_the_start_of_epoch_six(regime: Regime, before: set[str], afte
 @pytest.mark.parametrize("regime", ["F0", "F1", "F2"])
 def test_frozen_parameters_do_not_move_and_have_no_optimizer_state(regime: Regime, tmp_path: Path) -> None:
     run = small_run(regime=regime, frozen_epochs=2, head_lr=0.1, backbone_lr=0.1, weight_decay=0.5)
-    part_of = networks.part_namer(Model())
+    part_of = convnext.part_of
     network = small_network()
     initial = {name: parameter.clone() for name, parameter in network.named_parameters()}
     dataset = data.load(run.experiment.dataset)
@@ -69,7 +70,7 @@ def test_record_says_how_many_parameters_train_in_each_epoch(tmp_path: Path) -> 
 
 def test_a_frozen_prefix_builds_no_graph() -> None:
     network = small_network()
-    parts = networks.by_part(network, networks.part_namer(Model()))
+    parts = networks.by_part(network, convnext.part_of)
     release(parts, trained_parts("F0", epoch=1, frozen_epochs=1))
     features = network.features(torch.zeros(1, 3, 32, 32))  # type: ignore[operator]
     assert not features.requires_grad
@@ -83,7 +84,7 @@ def test_a_frozen_prefix_builds_no_graph() -> None:
 def test_groups_and_their_learning_rates() -> None:
     network = small_network()
     recipe = Recipe(epochs=1, head_lr=1e-3, backbone_lr=1e-4, weight_decay=0.05)
-    optimizer = adamw(network, recipe, networks.part_namer(Model()))
+    optimizer = adamw(network, recipe, convnext.part_of)
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     seen = {}
     for group in optimizer.param_groups:

@@ -118,7 +118,7 @@ def train(
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16")
 
     # ---- optimizer and schedule --------------------------------------------------------------------------------------
-    part_of = networks.part_namer(experiment.model)
+    part_of = networks.FAMILIES[experiment.model.family].part_of
     parts = networks.by_part(network, part_of)
     optimizer = adamw(network, recipe, part_of)
     steps_per_epoch = len(splits.train) // recipe.batch_size
