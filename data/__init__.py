@@ -24,13 +24,10 @@ __all__ = ["NAMES", "DataError", "Dataset", "Split", "Status", "fetch", "load", 
 def load(name: str, root: Path | str | None = None) -> Dataset:
     """A data set by name, memory-mapped where it is prepared on disk. Never touches the network.
 
-    `root` defaults to the environment variable DATASETS, else `datasets`. If the set is not prepared there but its
-    raw files lie
-    below, it is prepared from them first. "tiny_fashion_mnist" (real, part of the suite) and "synthetic_cifar100"
-    need no root.
+    `root` defaults to the environment variable DATASETS, else `datasets`. If the set is not prepared there but its raw files lie
+    below, it is prepared from them first. "tiny_fashion_mnist" (real, part of the suite) and "synthetic_cifar100" need no root.
 
-    Raises DataError, one line, for an unknown name, a set that is not there, or one that is damaged and cannot be
-    made again.
+    Raises DataError, one line, for an unknown name, a set that is not there, or one that is damaged and cannot be made again.
     """
     if name in EMBEDDED:
         return EMBEDDED[name]()

@@ -1,8 +1,7 @@
 """Fetch, verify and prepare the data sets and the ImageNet-1k weights: what `make data` runs.
 
     python -m data                                 over the network, into $DATASETS or ./datasets
-    python -m data --from DIR [--from DIR ...]     from archives or unpacked files anywhere below DIR, without the
-    network
+    python -m data --from DIR [--from DIR ...]     from archives or unpacked files anywhere below DIR, without the network
 
 Run it again at any time: what is ready stays, what was interrupted continues.
 """

@@ -1,9 +1,8 @@
 """Data sets and ImageNet-1k weights over the network: a list of mirrors in turn, in rounds of growing patience.
 
-The first round leaves a slow host for the next mirror (the official host of CIFAR-100 has been serving some 60 kB/s
-since mid-2026);
-only if no mirror is quick do later rounds put up with a slow one. Hashes of archives are checked where one is
-published, and the canonical SHA-256 of the arrays in every case.
+The first round leaves a slow host for the next mirror (the official host of CIFAR-100 has been throttled to hours since mid-2026);
+only if no mirror is quick do later rounds put up with a slow one. Hashes of archives are checked where one is published, and the
+canonical SHA-256 of the arrays in every case.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """synthetic_cifar100: 100 classes of 32 x 32 RGB patterns from a seed, for tests and for machines without the real set.
 
-Every class owns a coarse pattern. An image shows its class's pattern moved by up to a few pixels each way, mixed with
-a coarse pattern of
-its own and with pixel noise: a linear probe on the pixels beats chance by far, and stays far from solving it, because
+Every class owns a coarse pattern. An image shows its class's pattern moved by up to a few pixels each way, mixed with a coarse
+pattern of its own and with pixel noise: a linear probe on the pixels beats chance by far, and stays far from solving it, because
 motion and mixing are what convolutions undo and linear maps do not.
 
 All arithmetic is on integers, and the random bits are PCG64's raw stream, which numpy keeps the same for ever (its
