@@ -120,7 +120,7 @@ def _report(chosen: Settings) -> int:
 def _doctor(chosen: Settings) -> int:
     from bench.doctor import examine, render
 
-    checks = examine(chosen.device, chosen.datasets, chosen.results)
+    checks = examine(chosen.device, chosen.datasets, chosen.results, chosen.weights)
     print(render(checks))
     return 0 if all(check.ok for check in checks) else EXIT_FAILED
 

@@ -42,13 +42,14 @@ class Check:
     advice: str = ""
 
 
-def examine(device: str, datasets: Path, results: Path) -> list[Check]:
+def examine(device: str, datasets: Path, results: Path, weights: Path | None = None) -> list[Check]:
     """Look at everything a run needs, in the order in which it needs it.
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. A GPU that is asked for and absent is a failed check.
         datasets: folder of the data sets; it need not exist yet.
         results: folder of the ledger; it need not exist yet.
+        weights: file of pretrained weights to use; None: those that `make data` fetches.
 
     Raises:
         UserError: ``device`` is none of these names.
@@ -58,7 +59,7 @@ def examine(device: str, datasets: Path, results: Path) -> list[Check]:
     if torch_works:
         checks += [check_driver(device), check_device(device), check_threads()]
     checks += [check_memory(), check_folder("results", results, "RESULTS", LEAST_DISK_FOR_RESULTS)]
-    return checks + (check_datasets(datasets) if torch_works else [])
+    return checks + (check_datasets(datasets, weights) if torch_works else [])
 
 
 def render(checks: list[Check]) -> str:
@@ -279,9 +280,9 @@ def check_folder(name: str, folder: Path, variable: str, needed: int) -> Check:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def check_datasets(datasets: Path) -> list[Check]:
+def check_datasets(datasets: Path, weights: Path | None = None) -> list[Check]:
     """The real sets and the weights; only while one is missing does their folder need room and a right to write."""
-    contents = [*(check_data(name, datasets) for name in REAL_SETS), check_weights(datasets)]
+    contents = [*(check_data(name, datasets) for name in REAL_SETS), check_weights(datasets, weights)]
     if not any(check.advice for check in contents):
         return contents
     folder = check_folder("datasets", datasets, "DATASETS", LEAST_DISK_FOR_DATASETS)
@@ -300,14 +301,26 @@ def check_data(name: str, datasets: Path) -> Check:
     return Check(name, False, "damaged", status.detail)
 
 
-def check_weights(datasets: Path) -> Check:
-    """The pretrained weights. Without them the smoke profile still runs."""
-    from data import fetch
+def check_weights(datasets: Path, given: Path | None = None) -> Check:
+    """The pretrained weights, verified by their hash, or by their content where the user gave a file of their own.
 
+    Without them the smoke profile still runs.
+    """
+    from data import fetch
+    from data.sources import IMAGENET_WEIGHTS
+    from models import WeightsError, read_state_dict
+
+    if given is not None:
+        try:
+            return Check("weights", True, f"{given.name}, {len(read_state_dict(given))} tensors")
+        except WeightsError as error:
+            return Check("weights", False, "not usable", str(error))
     path = fetch.weights_path(datasets)
     if path is None:
         return Check("weights", True, "missing", "`make data` downloads them, or set WEIGHTS to a file you have")
-    return Check("weights", True, path.name)
+    if not fetch.has_hash(path, IMAGENET_WEIGHTS):
+        return Check("weights", False, "damaged", f"delete {path} and run `make data`")
+    return Check("weights", True, f"{path.name}, verified")
 
 
 def _read(path: str | Path) -> str:

@@ -163,7 +163,7 @@ def test_terminated_process_continues_to_the_same_record(tmp_path: Path) -> None
         assert process.stdout is not None
         assert "epoch 1/2" in process.stdout.readline()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == errors.EXIT_TERMINATED
+        assert process.wait(300) == errors.EXIT_TERMINATED
     (record,) = records(tmp_path / "a").values()
     assert record["results"]["status"] == "interrupted"
     for folder in ("a", "b"):

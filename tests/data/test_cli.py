@@ -143,6 +143,8 @@ def test_a_real_ctrl_c_while_a_mirror_stalls(tmp_path):
     with serving(FILES, "stalled", stop_after=300_000) as mirror:
         command = [sys.executable, "-m", "data", "--root", tmp_path, "--only", "cifar100", "--mirror", mirror.url]
         options = {"cwd": Path(data.__file__).parents[1], "env": os.environ | {"NO_PROXY": "127.0.0.1"}}
+        # a shell starts background jobs with Ctrl-C ignored, and the child would inherit that from the tests
+        options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
         part = tmp_path / "downloads" / "cifar100" / f"{ARCHIVE}.part"
         deadline = time.monotonic() + 20

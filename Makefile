@@ -1,0 +1,163 @@
+# Every command of the suite; `make help` explains them. The work itself is in Python: python -m bench, python -m data.
+#
+# A variable given to make, on its command line or in the environment, reaches the Python commands through the
+# environment; one that is not given is not set here, because its default lives in Python.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv lock data smoke test check list run report doctor image shell container all clean
+
+#: PROFILE    budget of every run (paper): paper is the study's own, mini fits two CPU cores, smoke takes seconds
+#: SEEDS      seeds to run (0): SEEDS='0 1 2'
+#: DEVICE     auto, cpu, cuda or cuda:N (auto): auto takes a GPU where there is one; cuda without a GPU is an error
+#: JOBS       processes that share the runs that are due (1)
+#: ONLY       names or patterns of experiments (*): ONLY=cifar100/baseline, ONLY='fashion_mnist/*'
+#: DATASETS   folder of the data sets (datasets)
+#: RESULTS    folder of records, checkpoints and curves (results)
+#: WEIGHTS    file of pretrained weights to use instead of ImageNet-1k's ()
+#
+#= FROM       data: folders to take downloaded archives from, without the network: FROM='dir1 dir2'
+#= TESTS      test: the test files or folders (tests)
+#= UPGRADE    lock: UPGRADE=1 moves every package to its newest release
+#= TARGET     container: the targets to make inside: TARGET=all
+#= GPUS       container, shell: which GPUs (all); GPUS=none on a machine without one
+#= DOCKER     container, shell, image: the engine (docker); DOCKER_FLAGS adds flags to its run,
+#=            as in DOCKER=podman DOCKER_FLAGS=--userns=keep-id
+#= IMAGE      container, shell, image: the name (convnext-attention-bench); BASE_IMAGE builds it on another base
+DOCKER ?= docker
+GPUS ?= all
+IMAGE ?= convnext-attention-bench
+LEDGER = $(or $(RESULTS),results)
+
+# The active virtual environment, as in the image; nothing is installed into it. Without one, and where .venv itself is
+# the active one, .venv.
+ifneq ($(filter-out $(CURDIR)/.venv,$(VIRTUAL_ENV)),)
+BIN := $(VIRTUAL_ENV)/bin
+INSTALLED :=
+else
+BIN := .venv/bin
+INSTALLED := .venv/.complete
+endif
+PYTHON := $(BIN)/python
+
+help:  ## Print this help
+	@echo 'make TARGET [VARIABLE=value ...]'
+	@echo
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo 'Variables, also read from the environment by `python -m bench` (default in parentheses):'
+	@echo
+	@sed -n 's/^#: /  /p' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo 'Variables of one target:'
+	@echo
+	@sed -n 's/^#= /  /p' $(firstword $(MAKEFILE_LIST))
+
+venv: $(INSTALLED)  ## Install the locked packages into .venv (nothing to do in an active environment)
+
+# The stamp is the last thing written: an interrupted installation is taken up again. A folder whose pip does not load
+# was interrupted earlier, or its Python is gone or of another version: it is made anew.
+SUPPORTED = (3, 11) <= sys.version_info < (3, 14)
+.venv/.complete: requirements.lock requirements-dev.lock
+	@rm -f $@
+	@$(PYTHON) -c 'import pip, sys; sys.exit(not $(SUPPORTED))' 2>/dev/null || { \
+	    for python in python3 python3.13 python3.12 python3.11 false; do \
+	        $$python -c 'import ensurepip, sys, venv; sys.exit(not $(SUPPORTED))' 2>/dev/null && break; \
+	    done; \
+	    [ $$python != false ] || { echo '$(NO_PYTHON)' >&2; exit 2; }; \
+	    $$python -m venv --clear .venv; }
+	@echo 'Installing requirements.lock and requirements-dev.lock into .venv (5 GB on disk, some minutes)'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes -r requirements.lock -r requirements-dev.lock
+	@touch $@
+NO_PYTHON = make venv: expected Python 3.11 to 3.13 with its venv module, found none; \
+    install one (Debian, Ubuntu: python3 and python3-venv) or activate an environment
+
+# The locks that exist are uv's first choice, so that nothing moves without a reason. The second rests on the first.
+# The header names this target rather than uv's own command line, which would carry the flags of one machine.
+UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+    --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
+lock: $(INSTALLED)  ## Write requirements.lock and requirements-dev.lock from their .in files
+	$(UV_COMPILE) requirements.in -o requirements.lock
+	$(UV_COMPILE) requirements-dev.in -o requirements-dev.lock
+
+DATA = $(PYTHON) -m data $(addprefix --from ,$(FROM))
+data: $(INSTALLED)  ## Download, verify and prepare the data sets (FROM='dir ...' takes archives from there)
+	$(DATA)
+
+# After a grid with failed runs (status 1) the report is written too, and the failure is still make's.
+GRID_AND_REPORT = status=0; $(PYTHON) -m bench grid || status=$$?; \
+	[ $$status -gt 1 ] || $(PYTHON) -m bench report || status=$$?; \
+	exit $$status
+
+smoke: $(INSTALLED)  ## Every family end to end in minutes, on the tiny data in the repository; no network
+	@rm -rf -- "$(LEDGER)/smoke"
+	@export PROFILE=smoke RESULTS="$(LEDGER)/smoke"; $(GRID_AND_REPORT)
+
+test: $(INSTALLED)  ## Run the tests
+	$(PYTHON) -m pytest $(or $(TESTS),tests)
+
+check: $(INSTALLED)  ## Format, lint and types; the Dockerfile, the CI script and the locks
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m mypy
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck .ci/run
+	$(PYTHON) -m pytest tests/test_lock.py
+
+list: $(INSTALLED)  ## The experiments of the study
+	$(PYTHON) -m bench list
+
+run: $(INSTALLED)  ## Train and evaluate the experiments that ONLY names
+	@[ -n "$(ONLY)" ] || { echo 'make run: expected ONLY, as in `make run ONLY=cifar100/baseline SEEDS=0`; `make list` shows the names' >&2; exit 2; }
+	$(PYTHON) -m bench grid
+
+report: $(INSTALLED)  ## Write RESULTS.md from the ledger
+	$(PYTHON) -m bench report
+
+doctor: $(INSTALLED)  ## Look at this machine: what is missing, and what to do
+	@$(PYTHON) -m bench doctor
+
+all: $(INSTALLED)  ## Data, every run that is due, report
+	$(if $(filter smoke,$(PROFILE)),,$(DATA))
+	@$(GRID_AND_REPORT)
+
+# The sources whose change makes a record's commit "dirty"; bench/environment.py has the same list.
+SOURCES = bench models data requirements.lock
+COMMIT = $(shell git rev-parse --quiet --verify HEAD 2>/dev/null)$(if $(shell git status --porcelain -- $(SOURCES) 2>/dev/null),-dirty)
+
+image:  ## Build the container image
+	$(DOCKER) build --tag $(IMAGE) $(if $(BASE_IMAGE),--build-arg BASE_IMAGE="$(BASE_IMAGE)") --build-arg BENCH_COMMIT="$(COMMIT)" .
+
+# The container writes to the two mounted folders, as the user who started it, and nowhere else. It has a network only
+# for the targets that download.
+absolute = $(if $(word 2,$(1)),$(error $(1): expected a path without spaces, which a mount cannot carry),$(abspath $(1)))
+TTY = $(if $(MAKE_TERMOUT),$(shell test -t 0 && echo --interactive --tty))
+DATA_FOLDER = $(call absolute,$(or $(DATASETS),datasets))
+RESULTS_FOLDER = $(call absolute,$(LEDGER))
+CONTAINER = $(strip $(DOCKER) run --rm --init $(TTY) --user "$$(id -u):$$(id -g)" \
+    $(if $(filter none,$(GPUS)),,--gpus "$(GPUS)") --ipc=host $(if $(filter data all,$(TARGET)),,--network none) \
+    --volume "$(CURDIR):/bench:ro" --volume "$(DATA_FOLDER):/datasets" --volume "$(RESULTS_FOLDER):/results" \
+    $(foreach name,PROFILE SEEDS DEVICE JOBS ONLY TESTS,$(if $($(name)),--env $(name)="$($(name))")) \
+    $(if $(WEIGHTS),--volume "$(call absolute,$(WEIGHTS)):/weights/$(notdir $(WEIGHTS)):ro" --env WEIGHTS="/weights/$(notdir $(WEIGHTS))") \
+    $(if $(FROM),$(foreach folder,$(abspath $(FROM)),--volume "$(folder):$(folder):ro") --env FROM="$(abspath $(FROM))") \
+    --env BENCH_COMMIT="$(COMMIT)" $(DOCKER_FLAGS) $(IMAGE))
+# An engine would make what is missing, as root, and mount it empty.
+BEFORE_CONTAINER = mkdir -p "$(DATA_FOLDER)" "$(RESULTS_FOLDER)"; \
+	for path in $(WEIGHTS) $(FROM); do \
+	    [ -e "$$path" ] || { echo "make: expected a file or folder to mount, found none: $$path" >&2; exit 2; }; \
+	done; \
+	$(DOCKER) image inspect $(IMAGE) >/dev/null 2>&1 || \
+	    { echo 'make: expected the image $(IMAGE), found none; run `make image` first' >&2; exit 2; }
+
+shell:  ## Open a shell in the container
+	@$(BEFORE_CONTAINER)
+	$(CONTAINER) bash
+
+container:  ## Make TARGET inside the container
+	@[ -n "$(TARGET)" ] || { echo 'make container: expected TARGET, as in `make container TARGET=all`; `make help` shows the targets' >&2; exit 2; }
+	@$(BEFORE_CONTAINER)
+	$(CONTAINER) make $(TARGET)
+
+clean:  ## Remove .venv, caches and smoke results; never data or the ledger
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build "$(LEDGER)/smoke"
+	find bench models data tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,424 @@
+"""What the Makefile runs: with `make -n`, or for real with programs that only write down how they were called."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from bench import environment
+from bench.settings import DEFAULTS
+
+ROOT = Path(__file__).resolve().parent.parent
+MAKEFILE = (ROOT / "Makefile").read_text()
+PHONY = re.search(r"^\.PHONY: (.*)", MAKEFILE, re.MULTILINE)
+TARGETS = PHONY[1].split() if PHONY else []
+USER_VARIABLES = tuple(DEFAULTS)
+LOCKED_INSTALL = "--require-hashes -r requirements.lock -r requirements-dev.lock"
+
+# Writes a line with its arguments and the suite's variables, then ends with the status that the test chose.
+PROGRAM = f"""#!{sys.executable}
+import json, os, sys
+names = {(*USER_VARIABLES, "FROM")!r}
+with open({{log!r}}, "a") as log:
+    given = {{{{name: os.environ[name] for name in names if name in os.environ}}}}
+    log.write(json.dumps({{{{"arguments": sys.argv[1:], "variables": given}}}}) + "\\n")
+sys.exit({{statuses!r}}.get(" ".join(sys.argv[1:4]), 0))
+"""
+
+
+class Program:
+    """A program that writes down its calls in place of doing anything."""
+
+    def __init__(self, path: Path, statuses: dict[str, int] | None = None) -> None:
+        self.log = path.with_name(f"{path.name}.log")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(PROGRAM.format(log=str(self.log), statuses=statuses or {}))
+        path.chmod(0o755)
+
+    def calls(self) -> list[dict[str, dict[str, str]]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def commands(self) -> list[str]:
+        return [" ".join(call["arguments"]) for call in self.calls()]
+
+
+def make(*arguments: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run make as a user with an empty environment would: not as part of the make that runs these tests."""
+    variables.setdefault("PATH", os.environ["PATH"])
+    command = [shutil.which("make") or "make", *arguments]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def plan(*arguments: str, **variables: str) -> str:
+    """What `make -n` prints."""
+    result = make("-n", *arguments, **variables)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Program:
+    return Program(tmp_path / "venv/bin/python")
+
+
+def make_with(program: Program, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run make in an active environment whose Python is the given program."""
+    return make(*arguments, VIRTUAL_ENV=str(program.log.parent.parent), **variables)
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_targets_that_were_promised_are_there() -> None:
+    promised = "help venv lock data smoke test check list run report doctor image shell container all clean"
+    assert set(promised.split()) <= set(TARGETS)
+
+
+def test_help_explains_every_target() -> None:
+    lines = make("help").stdout.splitlines()
+    assert make().stdout.splitlines() == lines
+    for name in TARGETS:
+        assert [line for line in lines if re.match(rf"  {name} +\S.{{10,}}", line)], name
+
+
+@pytest.mark.parametrize("name", USER_VARIABLES)
+def test_help_gives_the_default_that_python_has(name: str) -> None:
+    line = re.search(rf"^  {name} +[^(]*\((.*?)\)", make("help").stdout, re.MULTILINE)
+    assert line and line[1] == DEFAULTS[name]
+
+
+def test_every_target_with_a_help_line_is_phony() -> None:
+    documented = re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE)
+    assert sorted(documented) == sorted(TARGETS)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_can_be_planned(target: str) -> None:
+    assert plan(target, "ONLY=cifar100/baseline", "TARGET=smoke").strip()
+
+
+# --- the environment --------------------------------------------------------------------------------------------------
+
+
+def test_an_active_environment_is_used_as_it_is() -> None:
+    assert plan("list", VIRTUAL_ENV="/opt/venv") == "/opt/venv/bin/python -m bench list\n"
+    assert "pip" not in plan("test", "check", "smoke", VIRTUAL_ENV="/opt/venv")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The files that `make venv` reads, and a PATH folder without any Python."""
+    folder = tmp_path / "clone"
+    (folder / "bin").mkdir(parents=True)
+    shutil.copy(ROOT / "Makefile", folder)
+    for lock in ("requirements.lock", "requirements-dev.lock"):
+        (folder / lock).write_text("")
+    for tool in ("sh", "echo", "rm", "touch", "find"):
+        (folder / "bin" / tool).symlink_to(shutil.which(tool) or tool)
+    return folder
+
+
+def install_python(clone: Path, name: str, *, version: tuple[int, int], pip_status: int = 0) -> None:
+    """A Python of some version that only evaluates make's questions, makes environments of itself, and "installs"."""
+    script = f"""#!{sys.executable}
+import os, shutil, sys
+if sys.argv[1] == "-c":
+    sys.version_info = {version!r}
+    exec(sys.argv[2])
+elif sys.argv[1:4] == ["-m", "venv", "--clear"]:
+    os.makedirs(sys.argv[4] + "/bin", exist_ok=True)
+    shutil.copy({str(clone / "bin" / name)!r}, sys.argv[4] + "/bin/python")
+elif sys.argv[1:3] == ["-m", "pip"]:
+    assert {LOCKED_INSTALL!r} in " ".join(sys.argv)
+    open({str(clone / "installed")!r}, "a").write("once\\n")
+    sys.exit({pip_status})
+"""
+    (clone / "bin" / name).write_text(script)
+    (clone / "bin" / name).chmod(0o755)
+
+
+def installations(clone: Path) -> int:
+    return (clone / "installed").read_text().count("once")
+
+
+def test_the_environment_is_made_once_for_each_lock(clone: Path) -> None:
+    path = str(clone / "bin")
+    install_python(clone, "python3", version=(3, 14))
+    install_python(clone, "python3.12", version=(3, 12))
+    for _ in range(2):
+        result = make("venv", folder=clone, PATH=path)
+        assert result.returncode == 0, result.stderr
+        assert installations(clone) == 1
+    assert "python3.12" in (clone / ".venv/bin/python").read_text()
+    os.utime(clone / "requirements-dev.lock", (2e9, 2e9))
+    make("venv", folder=clone, PATH=path)
+    assert installations(clone) == 2
+
+
+def test_the_own_environment_is_kept_up_to_date_when_it_is_active(clone: Path) -> None:
+    install_python(clone, "python3", version=(3, 11))
+    make("venv", folder=clone, PATH=str(clone / "bin"), VIRTUAL_ENV=str(clone / ".venv"))
+    assert installations(clone) == 1
+
+
+def test_an_interrupted_installation_is_taken_up_again(clone: Path) -> None:
+    install_python(clone, "python3", version=(3, 11), pip_status=1)
+    assert make("venv", folder=clone, PATH=str(clone / "bin")).returncode == 2
+    assert not (clone / ".venv/.complete").exists()
+    install_python(clone, "python3", version=(3, 11))
+    (clone / ".venv/bin/python").unlink()
+    assert make("venv", folder=clone, PATH=str(clone / "bin")).returncode == 0
+    assert (clone / ".venv/.complete").exists()
+    assert installations(clone) == 2
+
+
+def test_no_python_of_a_supported_version_is_one_clear_line(clone: Path) -> None:
+    install_python(clone, "python3", version=(3, 10))
+    result = make("test", folder=clone, PATH=str(clone / "bin"))
+    assert result.returncode == 2
+    ours = [line for line in result.stderr.splitlines() if "***" not in line]
+    assert len(ours) == 1
+    assert ours[0].startswith("make venv: expected Python 3.11 to 3.13 with its venv module, found none")
+    assert not (clone / ".venv").exists()
+
+
+def test_lock_writes_both_locks_and_upgrades_on_request() -> None:
+    compiled = [line for line in plan("lock", VIRTUAL_ENV="/opt/venv").splitlines() if "pip compile" in line]
+    assert [line.rpartition(" ")[2] for line in compiled] == ["requirements.lock", "requirements-dev.lock"]
+    for line in compiled:
+        assert "--universal --generate-hashes --python-version 3.11" in line
+        assert "--upgrade" not in line
+    assert plan("lock", UPGRADE="1").count("--upgrade") == 2
+
+
+# --- python -m bench and python -m data -------------------------------------------------------------------------------
+
+
+def test_variables_reach_python_as_they_were_given(python: Program) -> None:
+    make_with(python, "list")
+    make_with(python, "list", "PROFILE=mini", "SEEDS=0,1", ONLY="fashion/* x", RESULTS="a b")
+    assert [call["variables"] for call in python.calls()] == [
+        {},
+        {"PROFILE": "mini", "SEEDS": "0,1", "ONLY": "fashion/* x", "RESULTS": "a b"},
+    ]
+
+
+@pytest.mark.parametrize("target", ["list", "report", "doctor"])
+def test_targets_that_are_one_command(python: Program, target: str) -> None:
+    assert make_with(python, target).returncode == 0
+    assert python.commands() == [f"-m bench {target}"]
+
+
+def test_data_takes_archives_from_folders(python: Program) -> None:
+    make_with(python, "data")
+    make_with(python, "data", "FROM=one two")
+    assert python.commands() == ["-m data", "-m data --from one --from two"]
+
+
+def test_run_needs_only(python: Program) -> None:
+    result = make_with(python, "run")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[0].startswith("make run: expected ONLY")
+    assert python.calls() == []
+    assert make_with(python, "run", "ONLY=cifar100/baseline").returncode == 0
+    assert python.commands() == ["-m bench grid"]
+
+
+def test_all_is_data_then_grid_then_report(python: Program) -> None:
+    assert make_with(python, "all", PROFILE="mini").returncode == 0
+    assert python.commands() == ["-m data", "-m bench grid", "-m bench report"]
+
+
+def test_the_smoke_profile_needs_no_data(python: Program) -> None:
+    make_with(python, "all", "PROFILE=smoke")
+    assert python.commands() == ["-m bench grid", "-m bench report"]
+
+
+@pytest.mark.parametrize("target", ["all", "smoke"])
+@pytest.mark.parametrize(
+    ("statuses", "reported"),
+    [({"-m bench grid": 1}, True), ({"-m bench grid": 2}, False), ({"-m bench report": 1}, True)],
+)
+def test_a_failure_is_makes_failure_and_failed_runs_are_reported(
+    tmp_path: Path, target: str, statuses: dict[str, int], reported: bool
+) -> None:
+    python = Program(tmp_path / "venv/bin/python", statuses)
+    assert make_with(python, target, RESULTS=str(tmp_path / "results")).returncode == 2
+    assert ("-m bench report" in python.commands()) == reported
+
+
+def test_data_that_cannot_be_had_stops_all(tmp_path: Path) -> None:
+    python = Program(tmp_path / "venv/bin/python", {"-m data": 1})
+    assert make_with(python, "all").returncode == 2
+    assert python.commands() == ["-m data"]
+
+
+def test_smoke_starts_afresh_in_a_folder_of_its_own(python: Program, tmp_path: Path) -> None:
+    results = tmp_path / "the results"
+    (results / "smoke/records").mkdir(parents=True)
+    (results / "records").mkdir()
+    result = make_with(python, "smoke", "PROFILE=paper", RESULTS=str(results))
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in results.iterdir()) == ["records"]
+    assert python.commands() == ["-m bench grid", "-m bench report"]
+    assert [call["variables"] for call in python.calls()] == [{"PROFILE": "smoke", "RESULTS": f"{results}/smoke"}] * 2
+    assert "results/smoke" in plan("smoke")
+
+
+def test_clean_leaves_data_and_ledger(clone: Path) -> None:
+    kept = ["results/records/a.json", "datasets/a.npz", "bench/a.py", "RESULTS.md"]
+    removed = [".venv/bin/python", ".mypy_cache/a", ".ruff_cache/a", "results/smoke/a", "bench/b/__pycache__/a.pyc"]
+    for folder in ("models", "data", "tests"):
+        (clone / folder).mkdir()
+    for name in kept + removed:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).write_text("")
+    result = make("clean", folder=clone, PATH=str(clone / "bin"))
+    assert result.returncode == 0, result.stderr
+    assert [name for name in kept + removed if (clone / name).exists()] == kept
+
+
+def test_a_commit_is_dirty_by_the_same_list_in_make_and_python() -> None:
+    sources = re.search(r"^SOURCES = (.*)", MAKEFILE, re.MULTILINE)
+    assert sources
+    assert tuple(sources[1].split()) == environment._SOURCES
+
+
+# --- container --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> Program:
+    return Program(tmp_path / "bin/docker")
+
+
+def contain(docker: Program, *arguments: str, **variables: str) -> list[str]:
+    """The arguments with which make starts the container."""
+    folder = docker.log.parent
+    variables.setdefault("RESULTS", str(folder / "made/results"))
+    variables.setdefault("DATASETS", str(folder / "made/datasets"))
+    result = make(*arguments, PATH=f"{folder}:{os.environ['PATH']}", **variables)
+    assert result.returncode == 0, result.stderr
+    run = docker.calls()[-1]["arguments"]
+    assert run[0] == "run"
+    return list(run)
+
+
+def values(arguments: list[str], flag: str) -> list[str]:
+    return [value for name, value in pairwise(arguments) if name == flag]
+
+
+def test_the_container_is_the_users_own(docker: Program, tmp_path: Path) -> None:
+    run = contain(docker, "container", "TARGET=smoke")
+    made = docker.log.parent / "made"
+    assert values(run, "--user") == [f"{os.getuid()}:{os.getgid()}"]
+    assert values(run, "--volume") == [f"{ROOT}:/bench:ro", f"{made}/datasets:/datasets", f"{made}/results:/results"]
+    assert (made / "datasets").is_dir() and (made / "results").is_dir()
+    assert values(run, "--gpus") == ["all"]
+    assert "--ipc=host" in run
+    assert "--tty" not in run  # there is none here
+    assert run[-3:] == ["convnext-attention-bench", "make", "smoke"]
+    assert [name.partition("=")[0] for name in values(run, "--env")] == ["BENCH_COMMIT"]
+
+
+@pytest.mark.parametrize(("target", "network"), [("smoke", ["none"]), ("test check", ["none"]), ("data", []), ("all", [])])
+def test_only_what_downloads_has_a_network(docker: Program, target: str, network: list[str]) -> None:
+    run = contain(docker, "container", f"TARGET={target}")
+    assert values(run, "--network") == network
+    assert run[-len(target.split()) - 1 :] == ["make", *target.split()]
+
+
+def test_variables_and_files_reach_the_container(docker: Program, tmp_path: Path) -> None:
+    weights, one, two = tmp_path / "convnext.pth", tmp_path / "one", tmp_path / "two"
+    weights.write_text("")
+    one.mkdir()
+    two.mkdir()
+    run = contain(docker, "container", "TARGET=all", "SEEDS=0 1", ONLY="fashion/*", WEIGHTS=str(weights), FROM=f"{one} {two}")
+    variables = dict(value.split("=", 1) for value in values(run, "--env"))
+    del variables["BENCH_COMMIT"]
+    expected = {"SEEDS": "0 1", "ONLY": "fashion/*", "WEIGHTS": "/weights/convnext.pth", "FROM": f"{one} {two}"}
+    assert variables == expected
+    assert values(run, "--volume")[3:] == [f"{weights}:/weights/convnext.pth:ro", f"{one}:{one}:ro", f"{two}:{two}:ro"]
+
+
+@pytest.mark.parametrize("name", ["WEIGHTS", "FROM"])
+def test_what_is_not_there_is_not_mounted(docker: Program, tmp_path: Path, name: str) -> None:
+    folders = {"RESULTS": str(tmp_path / "results"), "DATASETS": str(tmp_path / "datasets")}
+    path = f"{docker.log.parent}:{os.environ['PATH']}"
+    result = make("container", "TARGET=data", f"{name}={tmp_path}/absent", PATH=path, **folders)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[0] == f"make: expected a file or folder to mount, found none: {tmp_path}/absent"
+    assert docker.calls() == []
+
+
+def test_a_machine_without_a_gpu_and_other_engines(docker: Program) -> None:
+    run = contain(docker, "shell", "GPUS=none", "DOCKER_FLAGS=--userns=keep-id", "IMAGE=mine")
+    assert values(run, "--gpus") == []
+    assert values(run, "--network") == ["none"]
+    assert run[-3:] == ["--userns=keep-id", "mine", "bash"]
+    assert "\npodman run " in plan("shell", DOCKER="podman")
+
+
+def test_the_container_needs_a_target_and_an_image(tmp_path: Path) -> None:
+    docker = Program(tmp_path / "bin/docker", {"image inspect convnext-attention-bench": 1})
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    folders = {"RESULTS": str(tmp_path / "results"), "DATASETS": str(tmp_path / "datasets")}
+    for arguments, message in (
+        (["container"], "make container: expected TARGET"),
+        (
+            ["container", "TARGET=smoke"],
+            "make: expected the image convnext-attention-bench, found none; run `make image`",
+        ),
+    ):
+        result = make(*arguments, PATH=path, **folders)
+        assert result.returncode == 2
+        assert result.stderr.startswith(message)
+    assert docker.commands() == ["image inspect convnext-attention-bench"]
+
+
+def test_a_path_that_cannot_be_mounted_is_refused() -> None:
+    result = make("-n", "shell", RESULTS="a b")
+    assert result.returncode == 2
+    assert "a b: expected a path without spaces" in result.stderr
+
+
+def test_image_names_commit_and_base(docker: Program) -> None:
+    make("image", PATH=f"{docker.log.parent}:{os.environ['PATH']}")
+    make("image", "BASE_IMAGE=other@sha256:0", PATH=f"{docker.log.parent}:{os.environ['PATH']}")
+    default, other = (call["arguments"] for call in docker.calls())
+    assert default[:3] == ["build", "--tag", "convnext-attention-bench"]
+    assert default[-1] == "."
+    assert [value.partition("=")[0] for value in values(default, "--build-arg")] == ["BENCH_COMMIT"]
+    assert values(other, "--build-arg")[0] == "BASE_IMAGE=other@sha256:0"
+
+
+def test_the_base_is_pinned_by_digest() -> None:
+    instructions = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if line and line[0] not in "# "]
+    assert re.fullmatch(r"ARG BASE_IMAGE=nvidia/cuda:[\w.-]+@sha256:[0-9a-f]{64}", instructions[0])
+    assert instructions[1] == "FROM ${BASE_IMAGE}"
+
+
+def test_the_image_leaves_out_what_git_leaves_out() -> None:
+    left_out = (ROOT / ".dockerignore").read_text().splitlines()
+    assert ".git" in left_out
+    for line in (ROOT / ".gitignore").read_text().splitlines():
+        pattern = line.strip("/")
+        assert not pattern or {pattern, f"**/{pattern}"} & set(left_out), f".gitignore has {line}, .dockerignore does not"
+
+
+def test_continuous_integration_runs_the_documented_commands() -> None:
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    assert re.findall(r"^step (.*)", script.read_text(), re.MULTILINE) == [
+        "make venv",
+        "make test",
+        "make check",
+        "make smoke",
+    ]
