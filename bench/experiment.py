@@ -5,7 +5,7 @@ An experiment is one row of the study without its seed; a run is an experiment w
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from models.convnext import Stem
@@ -69,9 +69,12 @@ class Experiment:
         assert self.selection == "best_test" or self.recipe.validation_fraction > 0, "nothing to select on"
 
     def meaning(self) -> dict[str, Any]:
-        """All that decides the outcome of a run beside its seed; where a row stands and what was reported are left out."""
-        values = asdict(self)
-        return {field.name: values[field.name] for field in fields(self) if field.name not in ("table", "reported", "note")}
+        """All that decides the outcome of a run beside its seed; where a row stands and what was reported are left out.
+
+        Fields that are None are left out too: an option that a later version adds, and that an experiment does not use, leaves the
+        experiment's hash and so its records as they were.
+        """
+        return {name: value for name, value in _without_none(asdict(self)).items() if name not in ("table", "reported", "note")}
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,12 @@ class Run:
     def key(self) -> str:
         """Profile, experiment, seed and configuration as a relative path without suffix; one run, one key."""
         return f"{self.profile}/{self.experiment.name}/seed{self.seed}-{self.configuration_sha256[:8]}"
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def canonical_json(value: Any) -> str:

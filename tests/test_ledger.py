@@ -107,6 +107,12 @@ def test_key_changes_with_what_changes_the_result_and_with_nothing_else() -> Non
     assert len({run.key, *(other.key for other in others)}) == 6
 
 
+def test_an_option_that_is_not_used_is_not_in_the_configuration() -> None:
+    recipe = small_run().configuration["experiment"]["recipe"]
+    assert "patience" not in recipe and recipe["label_smoothing"] == 0.0
+    assert small_run(patience=3, validation_fraction=0.1).configuration["experiment"]["recipe"]["patience"] == 3
+
+
 def test_configuration_hash_does_not_depend_on_the_seed() -> None:
     assert small_run(0).configuration_sha256 == small_run(1).configuration_sha256
 

@@ -79,7 +79,7 @@ def test_rows_hold_the_records_numbers(ledger: Ledger) -> None:
     assert cells[7:10] == ["77.24", "72.00 ± 2.65", "-5.24"]
     assert cells[2] == "stand-in.safetensors" and cells[-1] == "0, 1, 2"
     cells = line_of(page, "scratch_convnext")
-    assert cells[6:10] == ["best validation accuracy", "54.56", "20.25", "-34.31"]
+    assert cells[6:10] == ["best validation", "54.56", "20.25", "-34.31"]
     assert "started from `stand-in.safetensors`" in page
 
 

@@ -18,15 +18,16 @@ INTRODUCTION = """\
 # Results
 
 Written by `make report` from the records under `records/` in the results folder, and from nothing else; do not edit it.
-Accuracies are in percent. "Study" is the number that the study reports; "ours" is the same kind of accuracy, as mean ± standard
-deviation over the seeds; "difference" is ours minus the study's. Only the profile `paper` has the study's budget: under a smaller
-one the difference shows the budget.
+Accuracies are in percent. "Study" is the number that the study reports; "ours" is the same kind of accuracy (column "accuracy"), as
+mean ± standard deviation over the seeds; "difference" is ours minus the study's. Only the profile `paper` has the study's budget:
+under a smaller one the difference shows the budget. "Best test" is the highest test accuracy over the epochs, "last test" that of
+the last epoch, "test at best validation" that of the epoch with the highest validation accuracy.
 """
 
 SELECTIONS = {
-    "best_test": "best test accuracy over the epochs",
-    "test_at_best_validation": "test accuracy at the best validation epoch",
-    "best_validation": "best validation accuracy",
+    "best_test": "best test",
+    "test_at_best_validation": "test at best validation",
+    "best_validation": "best validation",
 }
 
 
