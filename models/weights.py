@@ -43,21 +43,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_backbone(network: nn.Module, state: dict[str, Tensor], *, head: str = "classifier.2.") -> None:
-    """Copy ``state`` into ``network``, all but the classifying linear layer, which keeps its fresh weights.
+def load_backbone(network: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy ``state`` into a ConvNeXt, all but the classifying linear layer and inserted attention, which keep their fresh weights.
 
     Values are converted to the network's dtype.
 
     Args:
         network: the network to fill, in place.
         state: what :func:`read_state_dict` gave; its classifier may have any number of classes.
-        head: prefix of the layer that is left out.
 
     Raises:
         WeightsError: a tensor is missing, has another shape, or has no counterpart in the network; the network is unchanged.
     """
-    target = {name: value for name, value in network.state_dict().items() if not name.startswith(head)}
-    source = {name: value for name, value in state.items() if not name.startswith(head)}
+    target = {name: value for name, value in network.state_dict().items() if not _is_fresh(name)}
+    source = {name: value for name, value in state.items() if not _is_fresh(name)}
     if missing := sorted(target.keys() - source.keys()):
         raise WeightsError(f"weights: expected {len(target)} tensors of this network, {len(missing)} missing, first {missing[0]}")
     if surplus := sorted(source.keys() - target.keys()):
@@ -69,3 +68,7 @@ def load_backbone(network: nn.Module, state: dict[str, Tensor], *, head: str = "
         if not source[name].is_floating_point():
             raise WeightsError(f"weights: {name}: expected floating-point numbers, found {source[name].dtype}")
     network.load_state_dict(source, strict=False)
+
+
+def _is_fresh(name: str) -> bool:
+    return name.startswith("classifier.2.") or ".attention." in name

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import WeightsError, convnext, convnext_tiny, load_backbone, read_state_dict
+from models import Attention, WeightsError, convnext, convnext_tiny, load_backbone, read_state_dict
 
 
 @pytest.mark.parametrize(("classes", "expected"), [(1000, 28_589_128), (100, 27_897_028), (10, 27_827_818)])
@@ -82,6 +82,17 @@ def test_backbone_is_loaded_and_the_classifier_left(
     loaded = [name for name in state if not name.startswith("classifier.2.")]
     assert len(loaded) == len(state) - 2
     assert all(torch.equal(state[name], pretrained[name].float()) for name in loaded)
+
+
+def test_inserted_attention_keeps_its_fresh_weights(pretrained: dict[str, torch.Tensor]) -> None:
+    network = convnext_tiny(classes=100, attention={"P3": Attention("se")})
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    load_backbone(network, pretrained)
+    unchanged = {name for name, value in network.state_dict().items() if name not in pretrained or torch.equal(value, before[name])}
+    added = {name for name in before if name not in pretrained}
+    assert added and all(".attention." in name for name in added)
+    assert added | {"classifier.2.weight", "classifier.2.bias"} <= unchanged
+    assert torch.equal(network.features[5][0].block[0].weight, pretrained["features.5.0.block.0.weight"].float())
 
 
 def test_weights_of_another_network_are_refused(pretrained: dict[str, torch.Tensor]) -> None:

@@ -1,0 +1,411 @@
+"""Attention modules against independent implementations, their insertion, and what every network of the study must do."""
+
+import copy
+import functools
+import io
+from collections.abc import Callable, Mapping
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from models import Attention, attention, convnext, convnext_tiny, mixer, vit
+
+KINDS: list[attention.Kind] = ["mhsa", "se", "eca", "cbam", "spatial"]
+MHSA4 = Attention("mhsa", heads=4)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def open_gates(network: nn.Module) -> None:
+    """Set every alpha to 0.1, so that the branches matter."""
+    for module in network.modules():
+        if isinstance(module, attention.Gated):
+            nn.init.constant_(module.alpha, 0.1)
+
+
+# ---- counts --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "expected"),
+    [
+        ("mhsa", 192, 148_609),
+        ("mhsa", 384, 592_129),
+        ("se", 384, 18_433),
+        ("eca", 384, 6),
+        ("cbam", 384, 18_531),
+        ("spatial", 384, 99),
+    ],
+)
+def test_parameter_count(kind: attention.Kind, width: int, expected: int) -> None:
+    module = attention.gated(Attention(kind), width=width)
+    assert count(module) == expected
+    assert module.alpha.shape == () and module.alpha.item() == 0
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 8])
+def test_heads_change_no_count(heads: int) -> None:
+    both = {site: Attention("mhsa", heads=heads) for site in convnext.SITES}
+    assert count(convnext_tiny(classes=100, attention=both)) == 27_897_028 + 740_738
+
+
+def test_bad_descriptions_are_refused() -> None:
+    for build, message in [
+        (lambda: Attention("sa"), "attention: expected one of mhsa, se, eca, cbam, spatial, found 'sa'"),  # type: ignore[arg-type]
+        (lambda: Attention("mhsa", heads=0), "heads: expected a positive number, found 0"),
+        (lambda: Attention("se", heads=2), "heads: expected none for se, found 2"),
+        (lambda: attention.gated(Attention("mhsa", heads=5), width=192), "heads: expected a divisor of the width 192, found 5"),
+        (lambda: attention.gated(Attention("cbam"), width=24), "reduction: expected a divisor of the width 24, found 16"),
+        (lambda: attention.SpatialAttention(kernel=4), "kernel: expected an odd number, found 4"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            build()
+
+
+# ---- the same weights in an independent implementation give the same outputs ---------------------------------------------
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 8])
+def test_self_attention_is_torchs(heads: int) -> None:
+    ours = attention.SelfAttention(width=32, heads=heads).double()
+    theirs = nn.MultiheadAttention(32, heads, batch_first=True, dtype=torch.float64)
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter, std=0.5)  # biases too, and scores far enough from zero that softmax is not flat
+    names = {"in_proj_weight": "qkv.weight", "in_proj_bias": "qkv.bias"}
+    names |= {"out_proj.weight": "projection.weight", "out_proj.bias": "projection.bias"}
+    theirs.load_state_dict({their: ours.state_dict()[our] for their, our in names.items()})
+    tokens = draw(3, 7, 32, dtype=torch.float64)
+    expected, matrices = theirs(tokens, tokens, tokens, need_weights=True, average_attn_weights=False)
+    torch.testing.assert_close(ours(tokens), expected)
+    torch.testing.assert_close(ours.matrices(tokens), matrices)
+    assert matrices.std() > 0.05
+
+
+def test_matrices_are_those_of_the_forward_pass() -> None:
+    branch = attention.MultiHeadSelfAttention(width=32, heads=4)
+    for parameter in branch.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = draw(3, 32, 5, 3)
+    matrices = branch.matrices(x)
+    assert matrices.shape == (3, 4, 15, 15)
+    torch.testing.assert_close(matrices.sum(-1), torch.ones(3, 4, 15))
+    tokens = F.layer_norm(x.flatten(2).mT, (32,), branch.norm.weight, branch.norm.bias, 1e-6)
+    values = branch.attention.qkv(tokens)[..., 64:].unflatten(-1, (4, 8))
+    mixed = torch.einsum("nhqk,nkhd->nqhd", matrices, values).flatten(2)
+    torch.testing.assert_close(branch(x), branch.attention.projection(mixed).mT.unflatten(2, (5, 3)))
+
+
+def test_a_map_is_a_set_of_positions() -> None:
+    branch = attention.MultiHeadSelfAttention(width=32, heads=2)
+    x = draw(2, 32, 4, 4)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+    shuffled = x.flatten(2)[:, :, order].unflatten(2, (4, 4))
+    torch.testing.assert_close(branch(shuffled).flatten(2), branch(x).flatten(2)[:, :, order])
+
+
+def test_squeeze_excitation_is_torchvisions() -> None:
+    ours = attention.SqueezeExcitation(width=64)
+    theirs = torchvision.ops.SqueezeExcitation(64, 4)
+    state = {}
+    for their, our in {"fc1": "excitation.0", "fc2": "excitation.2"}.items():
+        weight = ours.state_dict()[f"{our}.weight"]
+        state |= {f"{their}.weight": weight[:, :, None, None], f"{their}.bias": torch.zeros(len(weight))}
+    theirs.load_state_dict(state)
+    x = draw(3, 64, 5, 3)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_efficient_channel_attention_is_its_formula() -> None:
+    branch = attention.EfficientChannelAttention()
+    x = draw(3, 16, 5, 3)
+    means = F.pad(x.sum(3).sum(2) / 15, (2, 2))
+    (taps,) = branch.convolution.weight[0]
+    scores = torch.stack([sum(taps[k] * means[:, channel + k] for k in range(5)) for channel in range(16)], dim=1)
+    torch.testing.assert_close(branch(x), torch.einsum("nc,nchw->nchw", 1 / (1 + torch.exp(-scores)), x))
+
+
+def spatial_by_formula(x: Tensor, weight: Tensor) -> Tensor:
+    """The 7x7 kernel ``[1, 2, 7, 7]`` laid over the mean and the maximum of the channels, one position after the other."""
+    mean = F.pad(x.sum(1) / x.shape[1], (3, 3, 3, 3))
+    maximum = F.pad(x.max(1).values, (3, 3, 3, 3))
+    out = torch.empty_like(x)
+    for i in range(x.shape[2]):
+        for j in range(x.shape[3]):
+            window = (slice(None), slice(i, i + 7), slice(j, j + 7))
+            score = (weight[0, 0] * mean[window] + weight[0, 1] * maximum[window]).sum((1, 2))
+            out[:, :, i, j] = x[:, :, i, j] / (1 + torch.exp(-score))[:, None]
+    return out
+
+
+def test_spatial_attention_is_its_formula() -> None:
+    branch = attention.SpatialAttention()
+    x = draw(3, 16, 9, 5)
+    torch.testing.assert_close(branch(x), spatial_by_formula(x, branch.convolution.weight))
+
+
+def test_cbam_is_its_formula() -> None:
+    branch = attention.ConvolutionalBlockAttention(width=32)
+    x = draw(3, 32, 5, 3)
+    down, up = branch.excitation[0].weight, branch.excitation[2].weight
+    means, maxima = x.flatten(2).sum(2) / 15, x.flatten(2).max(2).values
+    scores = (means @ down.T).clamp(min=0) @ up.T + (maxima @ down.T).clamp(min=0) @ up.T
+    channels = x / (1 + torch.exp(-scores))[:, :, None, None]
+    torch.testing.assert_close(branch(x), spatial_by_formula(channels, branch.spatial.convolution.weight))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gate_scales_the_branch(kind: attention.Kind) -> None:
+    module = attention.gated(Attention(kind), width=32)
+    x = draw(2, 32, 3, 5).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(module(x), x)
+    nn.init.constant_(module.alpha, -0.5)
+    out = module(x)
+    torch.testing.assert_close(out, x - module.branch(x) / 2)
+    assert not torch.equal(out, x)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_of_alpha_keeps_full_precision_under_autocast(kind: attention.Kind) -> None:
+    module = attention.gated(Attention(kind), width=32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = module(draw(2, 32, 3, 3))
+    assert out.dtype == torch.float32
+    out.square().sum().backward()
+    assert module.alpha.grad is not None
+    assert module.alpha.grad != module.alpha.grad.bfloat16()
+
+
+# ---- insertion into ConvNeXt ---------------------------------------------------------------------------------------------
+
+INSERTIONS: dict[str, Mapping[convnext.Site, Attention]] = {
+    "P2": {"P2": MHSA4},
+    "P3": {"P3": MHSA4},
+    "dual": {"P2": MHSA4, "P3": MHSA4},
+    **{kind: {"P3": Attention(kind)} for kind in KINDS[1:]},
+}
+
+
+@functools.cache
+def plain(stem: convnext.Stem) -> torchvision.models.ConvNeXt:
+    torch.manual_seed(5)
+    return convnext_tiny(classes=10, stem=stem)
+
+
+@pytest.mark.parametrize("stem", ["default", "cifar"])
+@pytest.mark.parametrize("insertion", INSERTIONS.values(), ids=INSERTIONS)
+def test_with_closed_gates_it_is_the_plain_network_bit_for_bit(
+    stem: convnext.Stem, insertion: Mapping[convnext.Site, Attention]
+) -> None:
+    without = copy.deepcopy(plain(stem))
+    torch.manual_seed(5)
+    augmented = convnext_tiny(classes=10, stem=stem, attention=insertion)
+    images = draw(2, 3, 32, 32)
+    outputs = []
+    for network in (without, augmented):
+        torch.manual_seed(0)  # stochastic depth draws the same blocks
+        logits = network(images)
+        F.cross_entropy(logits, torch.tensor([3, 7])).backward()
+        outputs.append((logits, {name: parameter.grad for name, parameter in network.named_parameters()}))
+    (expected, expected_gradients), (logits, gradients) = outputs
+    assert torch.equal(logits, expected)
+    assert all(torch.equal(gradients[name], gradient) for name, gradient in expected_gradients.items())
+    for name in gradients.keys() - expected_gradients.keys():
+        assert torch.any(gradients[name] != 0) == name.endswith(".alpha"), name
+
+
+def test_insertion_leaves_the_generator_and_the_plain_weights_alone() -> None:
+    expected = plain("default").state_dict()
+    torch.manual_seed(5)
+    torchvision.models.convnext_tiny(weights=None, num_classes=10)
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    weights = convnext_tiny(classes=10, attention=INSERTIONS["dual"]).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_initial_attention_is_paired_across_rows() -> None:
+    def added(insertion: Mapping[convnext.Site, Attention], seed: int = 5) -> dict[str, Tensor]:
+        network = copy.deepcopy(plain("default"))
+        torch.manual_seed(seed)
+        convnext.insert_attention(network, insertion)
+        return {name: value for name, value in network.state_dict().items() if convnext.part_of(name) == "attention"}
+
+    dual = added({"P3": MHSA4, "P2": MHSA4})
+    single = added({"P2": MHSA4}) | added({"P3": Attention("mhsa", heads=1)})
+    assert dual.keys() == single.keys()
+    assert all(torch.equal(dual[name], single[name]) for name in dual)
+    name = "attention.branch.attention.qkv.weight"
+    assert not torch.equal(dual[f"features.3.{name}"][0, :96], dual[f"features.5.{name}"][0, :96])
+    assert not torch.equal(dual[f"features.3.{name}"], added(INSERTIONS["dual"], seed=6)[f"features.3.{name}"])
+
+
+@pytest.mark.parametrize("stem", ["default", "cifar"])
+@pytest.mark.parametrize("insertion", INSERTIONS.values(), ids=INSERTIONS)
+def test_plain_weights_load(stem: convnext.Stem, insertion: Mapping[convnext.Site, Attention]) -> None:
+    with torch.device("meta"):
+        network = convnext_tiny(classes=10, stem=stem, attention=insertion)
+    missing, unexpected = network.load_state_dict(plain("default").state_dict(), strict=False, assign=True)
+    assert not unexpected
+    assert missing == [name for name in network.state_dict() if convnext.part_of(name) == "attention"]
+    indices = {"P2": 3, "P3": 5}
+    assert {name.rpartition(".attention.branch")[0] for name in missing if ".branch." in name} == {
+        f"features.{indices[site]}" for site in insertion
+    }
+
+
+def test_gates_by_site() -> None:
+    network = convnext_tiny(classes=10, attention=INSERTIONS["dual"])
+    nn.init.constant_(network.features[5].attention.alpha, 0.25)
+    before = convnext.gates(network)
+    nn.init.constant_(network.features[5].attention.alpha, 0.5)
+    assert {site: alpha.item() for site, alpha in before.items()} == {"P2": 0, "P3": 0.25}
+    assert convnext.gates(plain("default")) == {}
+
+
+def test_attention_matrices_by_site() -> None:
+    network = convnext_tiny(classes=10, stem="cifar", attention={"P2": MHSA4, "P3": Attention("mhsa", heads=2)}).eval()
+    seen = {}
+    for site, index in convnext.SITES.items():
+        network.features[index].attention.branch.register_forward_pre_hook(
+            lambda branch, inputs, site=site: seen.update({site: branch.matrices(*inputs)})
+        )
+    images = draw(3, 3, 32, 32)
+    with torch.no_grad():
+        network(images)
+        matrices = convnext.attention_matrices(network, images)
+    assert {site: tuple(matrix.shape) for site, matrix in matrices.items()} == {"P2": (3, 4, 64, 64), "P3": (3, 2, 16, 16)}
+    assert all(torch.equal(matrices[site], seen[site]) for site in matrices)
+    assert convnext.attention_matrices(plain("default"), images) == {}
+
+
+def test_bad_insertions_are_refused() -> None:
+    network = copy.deepcopy(plain("default"))
+    convnext.insert_attention(network, {"P3": MHSA4})
+    keys = list(network.state_dict())
+    for insertion, message in [
+        ({"P4": MHSA4}, "attention: expected sites among P2, P3, found 'P4'"),
+        ({"P2": MHSA4, "P3": MHSA4}, "attention: expected a free site, found P3 taken"),
+        ({"P2": Attention("mhsa", heads=7)}, "heads: expected a divisor of the width 192, found 7"),
+    ]:
+        state = torch.get_rng_state()
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            convnext.insert_attention(network, insertion)
+        assert list(network.state_dict()) == keys
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---- what every network must do ------------------------------------------------------------------------------------------
+
+Build = Callable[[], nn.Module]
+PartOf = Callable[[str], str]
+
+
+def with_attention(stem: convnext.Stem, insertion: Mapping[convnext.Site, Attention]) -> Build:
+    return lambda: convnext_tiny(classes=10, stem=stem, attention=insertion)
+
+
+NETWORKS: dict[str, tuple[Build, PartOf]] = {
+    "convnext": (with_attention("default", {}), convnext.part_of),
+    "convnext-cifar": (with_attention("cifar", {}), convnext.part_of),
+    "convnext-cifar-dual": (with_attention("cifar", INSERTIONS["dual"]), convnext.part_of),
+    **{f"convnext-{name}": (with_attention("default", insertion), convnext.part_of) for name, insertion in INSERTIONS.items()},
+    "vit": (lambda: vit.vit(classes=10), vit.part_of),
+    "mixer": (lambda: mixer.mixer(classes=10), mixer.part_of),
+}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+@functools.cache
+def built(name: str) -> nn.Module:
+    """The network with open gates, in evaluation mode; not to be changed."""
+    torch.manual_seed(2)
+    network = NETWORKS[name][0]().eval()
+    open_gates(network)
+    return network
+
+
+@every_network
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_logits(name: str, batch: int) -> None:
+    images = draw(batch, 3, 32, 32)
+    with torch.no_grad():
+        logits = built(name)(images)
+        alone = built(name)(images[-1:])
+    assert logits.shape == (batch, 10) and logits.dtype == torch.float32
+    assert torch.isfinite(logits).all()
+    torch.testing.assert_close(logits[-1:], alone)
+
+
+@every_network
+@pytest.mark.parametrize(
+    "trained", [{"head", "attention"}, {"head", "attention", "last_stage", "early_stages"}], ids=["F0", "full"]
+)
+def test_gradient_reaches_what_trains_and_nothing_else(name: str, trained: set[str]) -> None:
+    network, part_of = copy.deepcopy(built(name)), NETWORKS[name][1]
+    for key, parameter in network.named_parameters():
+        parameter.requires_grad_(part_of(key) in trained)
+    F.cross_entropy(network(draw(3, 3, 32, 32)), torch.tensor([1, 5, 9])).backward()
+    for key, parameter in network.named_parameters():
+        if part_of(key) in trained:
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
+            assert torch.any(parameter.grad != 0), key
+        else:
+            assert parameter.grad is None, key
+
+
+@every_network
+def test_parts_are_the_regimes_parts(name: str) -> None:
+    network, part_of = built(name), NETWORKS[name][1]
+    parts = {part_of(key) for key, _ in network.named_parameters()}
+    assert parts - {"last_stage", "attention"} == {"head", "early_stages"}
+    assert ("attention" in parts) == any(isinstance(module, attention.Gated) for module in network.modules())
+    with pytest.raises(ValueError, match=r"^'layer1\.weight' is not a parameter of"):
+        part_of("layer1.weight")
+
+
+@every_network
+def test_saved_and_loaded(name: str) -> None:
+    file = io.BytesIO()
+    torch.save(built(name).state_dict(), file)
+    file.seek(0)
+    with torch.device("meta"):
+        network = NETWORKS[name][0]().eval()
+    network.load_state_dict(torch.load(file, weights_only=True), assign=True)
+    images = draw(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network(images), built(name)(images))
+
+
+@every_network
+def test_bfloat16_autocast(name: str) -> None:
+    network, images = copy.deepcopy(built(name)), draw(3, 3, 32, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = network(images)
+        loss = F.cross_entropy(logits, torch.tensor([1, 5, 9]))
+    loss.backward()
+    with torch.no_grad():
+        expected = network(images)
+    # 8 bits of mantissa through up to 40 layers: a few percent of the spread of the logits
+    assert (logits.float() - expected).abs().max() < 0.1 * expected.std()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32, key
+        assert torch.isfinite(parameter.grad).all(), key
+
+
+@every_network
+def test_channels_last(name: str) -> None:
+    images = draw(3, 3, 32, 32)
+    network = copy.deepcopy(built(name)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.no_grad():
+        torch.testing.assert_close(network(images.contiguous(memory_format=torch.channels_last)), built(name)(images))
