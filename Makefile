@@ -5,7 +5,9 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lock data smoke test check list run report doctor image shell container all clean
+.PHONY: help venv lock data smoke test check list run cost report doctor image shell container all clean
+.PHONY: convnext attention-single attention-dual attention-heads attention-kinds cifar-stem scratch vit-tiny mixer-tiny
+.PHONY: matched-vit fashion-mnist
 
 #: PROFILE    budget of every run (paper): paper is the study's own, mini fits two CPU cores, smoke takes seconds
 #: SEEDS      seeds to run (0): SEEDS='0 1 2'
@@ -110,6 +112,45 @@ list: $(INSTALLED)  ## The experiments of the study
 run: $(INSTALLED)  ## Train and evaluate the experiments that ONLY names
 	@[ -n "$(ONLY)" ] || { echo 'make run: expected ONLY, as in `make run ONLY=cifar100/baseline SEEDS=0`; `make list` shows the names' >&2; exit 2; }
 	$(PYTHON) -m bench grid
+
+# The study by families, each of them a part of `all`: which experiments, by their names in the catalog.
+FAMILY = ONLY='$(1)' $(PYTHON) -m bench grid
+
+convnext: $(INSTALLED)  ## ConvNeXt-Tiny without attention: the baselines, and their controls under each regime
+	$(call FAMILY,*/baseline*)
+
+attention-single: $(INSTALLED)  ## One gated attention block at P2 or P3 under each regime (E1 to E6)
+	$(call FAMILY,cifar100/E?_*)
+
+attention-dual: $(INSTALLED)  ## Two gated attention blocks (A)
+	$(call FAMILY,cifar100/A_dual)
+
+attention-heads: $(INSTALLED)  ## Two blocks with 1, 2, 4 or 8 heads (B)
+	$(call FAMILY,cifar100/B_heads?)
+
+attention-kinds: $(INSTALLED)  ## Self-attention, SE, ECA, CBAM and spatial attention at P3 (C)
+	$(call FAMILY,cifar100/C_*)
+
+cifar-stem: $(INSTALLED)  ## Fine-tuning with the CIFAR stem, with and without attention
+	$(call FAMILY,cifar100/stem_*)
+
+scratch: $(INSTALLED)  ## ConvNeXt-Tiny from random weights, with and without attention
+	$(call FAMILY,cifar100/scratch_convnext cifar100/scratch_dual)
+
+vit-tiny: $(INSTALLED)  ## ViT-Tiny from random weights
+	$(call FAMILY,cifar100/scratch_vit_tiny)
+
+mixer-tiny: $(INSTALLED)  ## Mixer-Tiny from random weights
+	$(call FAMILY,cifar100/scratch_mixer_tiny)
+
+matched-vit: $(INSTALLED)  ## A ViT with ConvNeXt-Tiny's number of parameters, beside ConvNeXt-Tiny
+	$(call FAMILY,cifar100/matched_*)
+
+fashion-mnist: $(INSTALLED)  ## Every experiment on Fashion-MNIST
+	$(call FAMILY,fashion_mnist/*)
+
+cost: $(INSTALLED)  ## Parameters, multiply-adds and attention maps of every network
+	@$(PYTHON) -m bench cost
 
 report: $(INSTALLED)  ## Write RESULTS.md from the ledger
 	$(PYTHON) -m bench report

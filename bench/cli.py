@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "run": "one run: an experiment with a seed",
         "grid": "every run that is due",
         "report": "records to RESULTS.md",
+        "cost": "parameters, multiply-adds and attention maps of every network",
         "doctor": "what this machine lacks",
     }.items():
         command = commands.add_parser(name, parents=[shared], help=text, description=text, allow_abbrev=False)
@@ -117,6 +118,13 @@ def _report(chosen: Settings) -> int:
     return 0
 
 
+def _cost(chosen: Settings) -> int:
+    from bench.report.listing import cost_listing
+
+    print(cost_listing(chosen.experiments()))
+    return 0
+
+
 def _doctor(chosen: Settings) -> int:
     from bench.doctor import examine, render
 
@@ -125,4 +133,4 @@ def _doctor(chosen: Settings) -> int:
     return 0 if all(check.ok for check in checks) else EXIT_FAILED
 
 
-_COMMANDS = {"list": _list, "run": _run, "grid": _grid, "report": _report, "doctor": _doctor}
+_COMMANDS = {"list": _list, "run": _run, "grid": _grid, "report": _report, "cost": _cost, "doctor": _doctor}

@@ -8,7 +8,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from models.convnext import Stem
+from models import Attention
+from models.convnext import Site, Stem
 
 Regime = Literal["full", "F0", "F1", "F2"]
 Selection = Literal["best_test", "test_at_best_validation", "best_validation"]
@@ -17,10 +18,12 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A network without its weights and its class count."""
+    """A network without its weights and its class count. Stem and attention are ConvNeXt's; None elsewhere."""
 
-    family: Literal["convnext_tiny"] = "convnext_tiny"
-    stem: Stem = "default"
+    family: Literal["convnext_tiny", "vit_tiny", "mixer_tiny", "matched_vit"] = "convnext_tiny"
+    stem: Stem | None = "default"
+    attention: Attention | None = None
+    sites: tuple[Site, ...] | None = None  # where the attention is inserted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,9 @@ class Recipe:
     precision: Precision = "bf16"
 
 
+_PRESENTATION = ("table", "reported", "note", "reported_gates", "baseline", "control")  # changes no run
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One row of the study."""
@@ -60,6 +66,9 @@ class Experiment:
     selection: Selection = "best_test"  # which accuracy is the row's number
     reported: float | None = None  # the study's value of that accuracy, in percent; None where it gives none
     note: str = ""  # what the study says in words
+    reported_gates: dict[Site, float] | None = None  # the study's final alphas
+    baseline: str | None = None  # the row it is compared with
+    control: str | None = None  # the row without attention and with the same regime
     train_images: int | None = None  # a class-balanced subset; None: all
     test_images: int | None = None
 
@@ -74,7 +83,7 @@ class Experiment:
         Fields that are None are left out too: an option that a later version adds, and that an experiment does not use, leaves the
         experiment's hash and so its records as they were.
         """
-        return {name: value for name, value in _without_none(asdict(self)).items() if name not in ("table", "reported", "note")}
+        return {name: value for name, value in _without_none(asdict(self)).items() if name not in _PRESENTATION}
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ import torch
 
 import data
 from bench import environment
-from bench.engine import network as networks
 from bench.engine.checkpoint import Busy, CheckpointFolder
 from bench.engine.train import build_network, put_on_device, train
 from bench.errors import EXIT_BUSY, UserError
-from bench.experiment import Experiment, Model, Run, Weights
+from bench.experiment import Experiment, Run, Weights
 from bench.ledger import FINISHED, SCHEMA, Ledger, Record
-from bench.measure.cost import multiply_adds, parameters
+from bench.measure.cost import cost_of
+from bench.measure.estimate import Estimator, duration
 from bench.profiles import at_profile
 from bench.progress import Watcher
 from bench.settings import Settings
@@ -142,9 +142,17 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
         flush=True,
     )
     check_inputs(due, settings)
+    estimates = _estimates(due, settings, device)
+    if estimates:
+        print(f"about {duration(sum(estimates) / settings.jobs)} on this device, from a few timed steps", flush=True)
     started = time.perf_counter()
     if settings.jobs == 1:
-        statuses = [_status(run, settings, f"{i}/{len(due)}") for i, run in enumerate(due, 1)]
+        statuses = []
+        for i, run in enumerate(due, 1):
+            statuses.append(_status(run, settings, f"{i}/{len(due)}"))
+            if estimates and i < len(due):
+                pace = (time.perf_counter() - started) / sum(estimates[:i])
+                print(f"{i} of {len(due)} runs, about {duration(pace * sum(estimates[i:]))} left", flush=True)
     else:
         with ThreadPoolExecutor(settings.jobs) as workers:
             statuses = list(workers.map(lambda run: _status_of_process(run, settings), due))
@@ -152,6 +160,25 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
     summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing to do"
     print(f"{summary} in {time.perf_counter() - started:.0f} s", flush=True)
     return 0 if set(statuses) <= {"done", "busy"} else 1
+
+
+def _estimates(due: Sequence[Run], settings: Settings, device: torch.device) -> list[float]:
+    """Seconds of each run; none for the smoke profile, which takes hardly longer than to estimate it."""
+    if settings.profile == "smoke":
+        return []
+    estimator = Estimator(device)
+    estimates = []
+    for run in due:
+        dataset, experiment = _dataset(run.experiment.dataset, settings.datasets), run.experiment
+        training = experiment.train_images or len(dataset.train.labels)
+        held_out = round(experiment.recipe.validation_fraction * training)
+        images = {
+            "train": training - held_out,
+            "validation": held_out,
+            "test": experiment.test_images or len(dataset.test.labels),
+        }
+        estimates.append(estimator.seconds(run, images=images, classes=len(dataset.classes)))
+    return estimates
 
 
 def _status(run: Run, settings: Settings, position: str) -> str:
@@ -197,17 +224,10 @@ def _attempt(run: Run, settings: Settings, device: torch.device, checkpoint: Che
             "test_sha256": dataset.test.sha256,
             "images": splits.sizes,
         },
-        "cost": cost(run.experiment.model, classes),
+        "cost": cost_of(run.experiment.model, classes),
         "results": results,
         "timings": {"started": started, "finished": None, "restarts": progress.restarts, "epochs": progress.timings},
     }
-
-
-@functools.cache
-def cost(model: Model, classes: int) -> dict[str, int]:
-    """Parameters, and multiply-adds of one image forward at 32x32."""
-    network = networks.build(model, classes=classes, seed=0)
-    return {"parameters": parameters(network), "multiply_adds": multiply_adds(network)}
 
 
 def _empty_record(run: Run, device: torch.device) -> Record:

@@ -15,10 +15,11 @@ def paper(experiment: Experiment) -> Experiment:
 def mini(experiment: Experiment) -> Experiment:
     """Real data, for two CPU cores: 4 epochs, a class-balanced subset, about two minutes a run.
 
-    The CIFAR stem costs four times the default stem's work per image, so it gets fewer images. A regime switch keeps its place
-    in proportion: 5 of 20 epochs become 1 of 4. Early stopping is left out: four epochs show no plateau.
+    The CIFAR stem and the token models cost four times the default stem's work per image and more, so they get fewer images. A
+    regime switch keeps its place in proportion: 5 of 20 epochs become 1 of 4. Early stopping is left out: four epochs show no
+    plateau.
     """
-    slow = experiment.model.stem == "cifar"
+    slow = experiment.model.stem != "default"
     return replace(
         experiment,
         recipe=replace(experiment.recipe, epochs=4, frozen_epochs=min(1, experiment.recipe.frozen_epochs), patience=None),
@@ -31,7 +32,7 @@ _SMOKE_DATA = {"cifar100": "synthetic_cifar100", "fashion_mnist": "tiny_fashion_
 
 
 def smoke(experiment: Experiment) -> Experiment:
-    """Seconds a run, offline: embedded or synthetic data, random weights, two epochs of six steps.
+    """Seconds a run, offline: embedded or synthetic data, random weights, two epochs of four steps.
 
     It shows that everything works; its accuracies say nothing about the models, and are not compared with the study's.
     """
@@ -40,6 +41,7 @@ def smoke(experiment: Experiment) -> Experiment:
         experiment,
         reported=None,
         note="",
+        reported_gates=None,
         dataset=_SMOKE_DATA[experiment.dataset],
         weights="none",
         recipe=replace(
@@ -49,8 +51,8 @@ def smoke(experiment: Experiment) -> Experiment:
             batch_size=50,
             patience=1 if recipe.patience else None,
         ),
-        train_images=300,
-        test_images=200,
+        train_images=200,
+        test_images=100,
     )
 
 

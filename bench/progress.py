@@ -76,6 +76,7 @@ class Watcher:
             f"train {accuracy(entry['train']):.2f} %",
             f"validation {accuracy(entry['validation']):.2f} %" if entry["validation"] else "",
             f"test {accuracy(entry['test']):.2f} %",
+            "".join(f"  alpha {site} {alpha:+.4f}" for site, alpha in entry.get("gates", {}).items()).strip(),
             f"{speed:,.0f} images/s",
             f"{timing['train_seconds'] + timing['evaluation_seconds']:.1f} s",
         ]
@@ -91,6 +92,8 @@ class Watcher:
             if entry[split]:
                 self._curves.add_scalar(f"loss/{split}", entry[split]["loss"], entry["epoch"])
                 self._curves.add_scalar(f"accuracy/{split}", accuracy(entry[split]), entry["epoch"])
+        for site, alpha in entry.get("gates", {}).items():
+            self._curves.add_scalar(f"alpha/{site}", alpha, entry["epoch"])
         self._curves.add_scalar("learning_rate_factor", entry["learning_rate_factor"], entry["epoch"])
         self._curves.add_scalar("images_per_second", speed, entry["epoch"])
 

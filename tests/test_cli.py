@@ -1,5 +1,6 @@
 """The command line: what a mistake looks like, and where a choice comes from."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -98,20 +99,24 @@ def test_list_names_every_experiment_with_its_state(tmp_path: Path, capsys: pyte
     assert cli.main(["list", "--results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == [experiment.name for experiment in EXPERIMENTS]
-    assert lines[2].split() == [
-        "cifar100/baseline",
-        "77.24",
-        "best_test",
-        "cifar100",
-        "default",
-        "imagenet1k",
-        "full",
-        "20",
-        "all",
-        "0:",
-        "not",
-        "run",
+    expected = ["cifar100/baseline", "77.24", "best_test", "cifar100", "convnext_tiny, default stem", "imagenet1k", "full", "20"]
+    assert re.split(r"  +", lines[2]) == [*expected, "all", "0: not run"]
+
+
+def test_cost_prints_what_each_kind_of_attention_adds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cost", "--only", "cifar100/C_eca cifar100/A_dual cifar100/B_heads4"]) == 0
+    lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[2][:6] == [
+        "cifar100/A_dual",
+        "convnext_tiny, default stem",
+        "mhsa, 4 heads at P2 and P3",
+        "100",
+        "28,637,766",
+        "740,738",
     ]
+    assert lines[2][-2:] == ["95.82", "P2 4x4 = 16 tokens, P3 2x2 = 4 tokens"]
+    assert lines[3][0] == "cifar100/C_eca" and lines[3][5] == "6", "B_heads4 has the network of A_dual"
+    assert len(lines) == 4
 
 
 # ---- the machine and the code ----------------------------------------------------------------------------------------------

@@ -16,8 +16,7 @@ from bench.settings import DEFAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
-PHONY = re.search(r"^\.PHONY: (.*)", MAKEFILE, re.MULTILINE)
-TARGETS = PHONY[1].split() if PHONY else []
+TARGETS = " ".join(re.findall(r"^\.PHONY: (.*)", MAKEFILE, re.MULTILINE)).split()
 USER_VARIABLES = tuple(DEFAULTS)
 LOCKED_INSTALL = "--require-hashes -r requirements.lock -r requirements-dev.lock"
 

@@ -39,22 +39,30 @@ def add(ledger: Ledger, name: str, accuracy: float | None, *, seed: int = 0, pro
         "code": {"commit": "c" * 40, "dirty": False, "requirements_lock_sha256": "1" * 64, "sources_sha256": "2" * 64},
         "data": {"name": experiment.dataset, "train_sha256": "3" * 64, "test_sha256": "4" * 64, "images": {}},
         "environment": {"device": "Processor", "threads": 2, "cuda": None, "torch": "2.13.0"},
-        "cost": {"parameters": 27_897_028, "multiply_adds": 90_990_336},
+        "cost": {
+            "parameters": 28_045_637,
+            "attention_parameters": 148_609,
+            "attention_maps": {"P2": [4, 4]} if experiment.model.attention else {},
+            "multiply_adds": 90_990_336,
+        },
         "results": {
             "status": status,
             "error": None if status == "done" else "RuntimeError: it broke",
             "final": final if accuracy is not None else None,
-            "epochs": [{"train": {"images": 1000}}],
+            "epochs": [{"train": {"images": 1000}, **({"gates": {"P2": -0.05}} if experiment.model.attention else {})}],
         },
         "timings": {"restarts": 0, "epochs": [{"train_seconds": 4.0, "evaluation_seconds": 0.5}]},
     }
     return ledger.write(run, record)
 
 
-def line_of(page: str, name: str) -> list[str]:
-    """The cells of the first table row that begins with the name."""
-    line = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
-    return [cell.strip() for cell in line.strip("|").split("|")]
+def cells_of(page: str, name: str) -> dict[str, str]:
+    """The cells of the first table row that begins with the name, by column."""
+    lines = page.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"| `{name}` "))
+    head = max(i for i in range(at) if lines[i].startswith("|-")) - 1
+    columns, cells = ([cell.strip() for cell in lines[i].strip("|").split("|")] for i in (head, at))
+    return dict(zip(columns, cells, strict=True))
 
 
 @pytest.fixture
@@ -75,31 +83,53 @@ def page_of(ledger: Ledger) -> str:
 
 def test_rows_hold_the_records_numbers(ledger: Ledger) -> None:
     page = page_of(ledger)
-    cells = line_of(page, "baseline")
-    assert cells[7:10] == ["77.24", "72.00 ± 2.65", "-5.24"]
-    assert cells[2] == "stand-in.safetensors" and cells[-1] == "0, 1, 2"
-    cells = line_of(page, "scratch_convnext")
-    assert cells[6:10] == ["best validation", "54.56", "20.25", "-34.31"]
-    assert "started from `stand-in.safetensors`" in page
+    cells = cells_of(page, "baseline")
+    assert (cells["study"], cells["ours"], cells["difference"]) == ("77.24", "72.00 ± 2.65", "-5.24")
+    assert (cells["weights"], cells["seeds"], cells["accuracy"]) == ("stand-in.safetensors", "0, 1, 2", "best test")
+    cells = cells_of(page, "scratch_convnext")
+    assert (cells["accuracy"], cells["study"], cells["ours"], cells["difference"]) == (
+        "best validation",
+        "54.56",
+        "20.25",
+        "-34.31",
+    )
+
+
+def test_attention_rows_are_compared_over_the_seeds_that_both_have(ledger: Ledger) -> None:
+    for seed, accuracy in [(1, 73.0), (2, 76.0), (9, 0.0)]:
+        add(ledger, "cifar100/E1_P2_F0", accuracy, seed=seed)
+    add(ledger, "cifar100/baseline_F0", 70.0, seed=2)
+    cells = cells_of(page_of(ledger), "E1_P2_F0")
+    assert cells["to baseline"] == "+1.50 (n = 2)", "73 - 71 and 76 - 75"
+    assert cells["to control"] == "+6.00 (n = 1)", "76 - 70"
+    assert (cells["attention"], cells["maps"], cells["added"]) == ("mhsa, 4 heads at P2", "P2 4x4", "148,609")
+    assert cells["alpha P2"] == "-0.0500 ± 0.0000"
+    add(ledger, "cifar100/B_heads1", 73.0)
+    assert cells_of(page_of(ledger), "B_heads1")["alpha P2"] == "-0.0500 [-0.0394]"
+
+
+def test_weights_that_are_not_imagenets_are_named_above_the_tables(ledger: Ledger) -> None:
+    before_tables = page_of(ledger).partition("## Profile `mini`")[2].partition("###")[0]
+    assert "**`stand-in.safetensors`: not ImageNet-1k weights." in before_tables
 
 
 def test_no_row_hides_a_failure(ledger: Ledger) -> None:
     page = page_of(ledger)
-    assert line_of(page, "matched_convnext")[8] == "1 out_of_memory"
-    assert line_of(page, "baseline_F0")[8] == "41.50, 1 diverged"
+    assert cells_of(page, "matched_convnext")["ours"] == "1 out_of_memory"
+    assert cells_of(page, "baseline_F0")["ours"] == "41.50, 1 diverged"
     assert "out_of_memory: RuntimeError: it broke" in page
 
 
 def test_what_was_not_run_says_so(ledger: Ledger) -> None:
     page = page_of(ledger)
-    assert line_of(page, "stem_baseline")[8] == "not run"
+    assert cells_of(page, "stem_baseline")["ours"] == "not run"
     assert "Not run: the ledger has no record of this profile." in page.partition("## Profile `paper`")[2].partition("##")[0]
     assert "Not run: the ledger has no record" in page_of(Ledger(ledger.results / "empty"))
 
 
 def test_speed_comes_from_the_timings(ledger: Ledger) -> None:
-    cells = line_of(page_of(ledger).partition("### Time")[2], "cifar100/baseline")
-    assert cells == ["`cifar100/baseline`", "Processor, 2 threads", "4.0", "250", "0.5", "bf16"]
+    cells = cells_of(page_of(ledger).partition("### Time")[2], "cifar100/baseline")
+    assert list(cells.values()) == ["`cifar100/baseline`", "Processor, 2 threads", "4.0", "250", "0.5", "bf16"]
 
 
 def test_every_record_is_linked_and_every_link_leads_to_a_record(ledger: Ledger) -> None:
@@ -112,8 +142,8 @@ def test_profiles_share_no_table(ledger: Ledger) -> None:
     add(ledger, "cifar100/baseline", 99.0, profile="paper")
     page = page_of(ledger)
     paper, _, mini = page.partition("## Profile `mini`")
-    assert line_of(paper, "baseline")[8] == "99.00"
-    assert line_of(mini, "baseline")[8] == "72.00 ± 2.65"
+    assert cells_of(paper, "baseline")["ours"] == "99.00"
+    assert cells_of(mini, "baseline")["ours"] == "72.00 ± 2.65"
 
 
 def test_a_record_of_another_configuration_is_named_and_not_averaged(ledger: Ledger) -> None:
@@ -122,7 +152,7 @@ def test_a_record_of_another_configuration_is_named_and_not_averaged(ledger: Led
     record["configuration"]["experiment"]["recipe"]["head_lr"] = 5.0
     path.write_text(json.dumps(record))
     page = page_of(ledger)
-    assert line_of(page, "baseline")[8] == "72.00 ± 2.65"
+    assert cells_of(page, "baseline")["ours"] == "72.00 ± 2.65"
     assert path.name in page.partition("configuration has changed since they were made")[2].partition("\n")[0]
 
 
@@ -131,7 +161,7 @@ def test_different_initial_weights_have_rows_of_their_own(ledger: Ledger) -> Non
     record = json.loads(path.read_bytes())
     record["configuration"]["weights"]["name"] = "another.pth"
     path.write_text(json.dumps(record))
-    table = page_of(ledger).partition("### CIFAR-100, fine-tuning")[2].partition("###")[0]
+    table = page_of(ledger).partition("### CIFAR-100: one attention block")[2].partition("###")[0]
     rows = [line for line in table.splitlines() if line.startswith("| `baseline` ")]
     assert [("another.pth" in row, "stand-in" in row) for row in rows] == [(True, False), (False, True)]
 
@@ -177,6 +207,6 @@ def test_mean_and_deviation() -> None:
 def test_smoke_makes_no_comparison_with_the_study(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     add(ledger, "cifar100/baseline", 1.0, profile="smoke")
-    cells = line_of(page_of(ledger), "baseline")
-    assert cells[7:10] == ["", "1.00", ""]
+    cells = cells_of(page_of(ledger), "baseline")
+    assert cells["ours"] == "1.00" and not {"study", "difference"} & cells.keys()
     assert headline_table(list(ledger.records())) == "Nothing was run yet."

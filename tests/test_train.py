@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import ConvNeXt
 
 import data
 from bench.engine.checkpoint import Busy, CheckpointFolder
@@ -15,6 +16,8 @@ from bench.engine.evaluate import evaluate
 from bench.engine.train import best_epoch, build_network, plateaued, put_on_device, results, schedule
 from bench.errors import UserError
 from bench.experiment import Recipe, canonical_json
+from models import Attention
+from models.convnext import insert_attention
 from tests.conftest import CPU, Recorder, small_network, small_run, train_small
 
 GOLDEN = Path(__file__).with_name("golden_losses.txt")
@@ -86,6 +89,22 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     assert [entry["epoch"] for entry in record["epochs"]] == [1]
     state = CheckpointFolder(tmp_path).load(small_run().configuration_sha256, CPU)
     assert state is not None and all(torch.isfinite(value).all() for value in state["network"].values())
+
+
+def test_gates_open_and_stand_in_the_record(tmp_path: Path) -> None:
+    run = small_run(regime="F2", frozen_epochs=1, head_lr=0.01)
+    network = small_network()
+    assert isinstance(network, ConvNeXt)
+    insert_attention(network, {"P2": Attention("mhsa", heads=2), "P3": Attention("eca")})
+    record = train_small(run, tmp_path, network=network)
+    gates = [entry["gates"] for entry in record["epochs"]]
+    assert all(gate.keys() == {"P2", "P3"} and all(gate.values()) for gate in gates), "they move in the frozen epoch already"
+    assert gates[0] != gates[2]
+    assert gates[-1]["P2"] == network.features[3].attention.alpha.item()
+
+
+def test_plain_networks_have_no_gates(tmp_path: Path) -> None:
+    assert all("gates" not in entry for entry in train_small(small_run(), tmp_path)["epochs"])
 
 
 # ---- selection, patience, schedule -----------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import ConvNeXt
 
 from bench.experiment import Model
-from models import convnext, load_backbone
+from models import convnext, load_backbone, mixer, vit
 
 
 class Family(NamedTuple):
@@ -17,11 +18,25 @@ class Family(NamedTuple):
     part_of: Callable[[str], str]
 
 
+def _convnext(model: Model, classes: int) -> nn.Module:
+    assert model.stem is not None
+    attention = dict.fromkeys(model.sites or (), model.attention) if model.attention else None
+    network: nn.Module = convnext.convnext_tiny(classes=classes, stem=model.stem, attention=attention)
+    return network
+
+
+def _matched_vit(model: Model, classes: int) -> nn.Module:
+    with torch.device("meta"):  # shapes alone: nothing is allocated or drawn
+        target = sum(parameter.numel() for parameter in convnext.convnext_tiny(classes=classes).parameters())
+    size = vit.matched_size(target=target, classes=classes)
+    return vit.vit(classes=classes, width=size.width, heads=size.heads)
+
+
 FAMILIES = {
-    "convnext_tiny": Family(
-        build=lambda model, classes: convnext.convnext_tiny(classes=classes, stem=model.stem),
-        part_of=convnext.part_of,
-    ),
+    "convnext_tiny": Family(_convnext, convnext.part_of),
+    "vit_tiny": Family(lambda model, classes: vit.vit(classes=classes), vit.part_of),
+    "mixer_tiny": Family(lambda model, classes: mixer.mixer(classes=classes), mixer.part_of),
+    "matched_vit": Family(_matched_vit, vit.part_of),
 }
 
 
@@ -39,6 +54,11 @@ def build(model: Model, *, classes: int, seed: int, initial: dict[str, Tensor] |
     if initial is not None:
         load_backbone(network, initial)
     return network
+
+
+def gates(network: nn.Module) -> dict[str, Tensor]:
+    """Alpha of every gated attention, by site, on the network's device; empty where the network has none."""
+    return {str(site): alpha for site, alpha in convnext.gates(network).items()} if isinstance(network, ConvNeXt) else {}
 
 
 def by_part(network: nn.Module, part_of: Callable[[str], str]) -> dict[str, list[nn.Parameter]]:

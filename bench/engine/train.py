@@ -162,6 +162,8 @@ def train(
             "validation": evaluate(network, splits.validation, autocast) if splits.validation else None,
             "test": evaluate(network, splits.test, autocast),
         }
+        if gates := networks.gates(network):
+            entry["gates"] = {site: alpha.item() for site, alpha in gates.items()}
         progress.epochs.append(entry)
         progress.timings.append({"train_seconds": trained_at - started, "evaluation_seconds": time.perf_counter() - trained_at})
         if best_epoch(progress.epochs, selecting_split(recipe)) is entry:

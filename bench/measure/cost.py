@@ -1,29 +1,93 @@
 """Parameters and multiply-adds, by two counters that must agree.
 
-A multiply-add (MAC) is one multiplication with its addition; it is two FLOPs. Counted are convolutions and linear layers in one
-forward pass of one image. Norms, activations, pooling and biases are left out on purpose: they are below 1 % here, and the
-two counters define them differently.
+A multiply-add (MAC) is one multiplication with its addition; it is two FLOPs. Counted are convolutions, linear layers and the two
+products of attention in one forward pass of one image. Norms, activations, pooling, gates and biases are left out on purpose: they
+are below 1 % here, and the two counters define them differently.
 """
 
 import copy
+import functools
+from collections import Counter
+from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import conv_flop_jit, linear_flop_jit
+from fvcore.nn.jit_handles import conv_flop_jit, get_shape, linear_flop_jit
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-_COUNTED = {"aten::_convolution": conv_flop_jit, "aten::linear": linear_flop_jit}
-_LEFT_OUT = ("aten::layer_norm", "aten::gelu", "aten::mul", "aten::add_", "aten::adaptive_avg_pool2d")
+from bench.engine import network as networks
+from bench.experiment import Model
+from models.convnext import SITES
+
+
+def _attention_products(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Multiply-adds of Q K^T and A V, for Q [N, h, L, d], K [N, h, M, d], V [N, h, M, e]: N h L M (d + e)."""
+    (images, heads, queries, width), keys, values = (get_shape(value) for value in inputs[:3])
+    return Counter({"attention": images * heads * queries * keys[2] * (width + values[3])})
+
+
+_COUNTED = {
+    "aten::_convolution": conv_flop_jit,
+    "aten::linear": linear_flop_jit,
+    "aten::scaled_dot_product_attention": _attention_products,
+}
+# none of these is a product of weights and activations, or of activations in attention
+_LEFT_OUT = (
+    "aten::adaptive_avg_pool2d",
+    "aten::add",
+    "aten::add_",
+    "aten::amax",
+    "aten::gelu",
+    "aten::layer_norm",
+    "aten::mean",
+    "aten::mul",
+    "aten::sigmoid",
+)
 
 
 class CostError(Exception):
     """The two counters disagree, or met an operator that none of them can count."""
 
 
+@functools.cache
+def cost_of(model: Model, classes: int) -> dict[str, Any]:
+    """The cost section of a record: parameters, what attention adds and sees, multiply-adds of one image at 32x32.
+
+    Raises:
+        CostError: the two counters disagree, or met an operator that none of them can count.
+    """
+    network = networks.build(model, classes=classes, seed=0)
+    return {
+        "parameters": parameters(network),
+        "attention_parameters": attention_parameters(network),
+        "attention_maps": attention_maps(network),
+        "multiply_adds": multiply_adds(network),
+    }
+
+
 def parameters(network: nn.Module) -> int:
     """The number of scalars in all parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def attention_parameters(network: nn.Module) -> int:
+    """The number of scalars that inserted attention adds, gates included."""
+    prefixes = tuple(f"features.{index}.attention." for index in SITES.values())
+    return sum(parameter.numel() for name, parameter in network.named_parameters() if name.startswith(prefixes))
+
+
+def attention_maps(network: nn.Module, *, side: int = 32) -> dict[str, list[int]]:
+    """Height and width of the map that each inserted attention sees, by site, for images of ``side`` pixels."""
+    network = copy.deepcopy(network).to("meta").eval()
+    maps: dict[str, list[int]] = {}
+    for site, index in SITES.items():
+        stage = network.get_submodule(f"features.{index}") if hasattr(network, "features") else None
+        if stage is not None and hasattr(stage, "attention"):
+            stage.register_forward_hook(lambda module, inputs, out, site=site: maps.update({site: list(out.shape[2:])}))
+    with torch.no_grad():
+        network(torch.zeros(1, 3, side, side, device="meta"))
+    return maps
 
 
 def multiply_adds(network: nn.Module, *, side: int = 32) -> int:
@@ -53,6 +117,7 @@ def _by_fvcore(network: nn.Module, image: torch.Tensor) -> int:
 
 
 def _by_torch(network: nn.Module, image: torch.Tensor) -> int:
+    # on the meta device nothing is computed, and attention is counted, which it is not on the CPU
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(image)
+        network.to("meta")(image.to("meta"))
     return int(counter.get_total_flops())

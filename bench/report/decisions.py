@@ -19,9 +19,9 @@ DECISIONS = (
     Decision(
         "D1",
         "How large are the feature maps?",
-        "Each table states the stem; at 32x32 the maps after stages 1 to 4 have side 8, 4, 2, 1 with the default stem and "
-        "16, 8, 4, 2 with the CIFAR stem.",
-        "The sides follow from the strides, and the study's text fits the default stem in its tables but not in its figures.",
+        "Each attention row states its maps: P2 and P3 see 4x4 and 2x2 with the default stem, 8x8 and 4x4 with the CIFAR stem.",
+        "The sides follow from the strides. The 8x8 and 4x4 of the study's attention figure exist with the CIFAR stem only, its "
+        "tables use the default one; 16 or 4 tokens explain more than any argument.",
     ),
     Decision(
         "D2",
@@ -35,6 +35,12 @@ DECISIONS = (
         "`baseline` trains everything from the first epoch; `baseline_F0`, `_F1` and `_F2` are added, without attention and with "
         "the schedules of the attention rows.",
         "Without them a comparison with the baseline would mix the effect of attention with that of freezing.",
+    ),
+    Decision(
+        "D4",
+        "What exactly is a gated module?",
+        "x + alpha * module(x) for every kind, alpha one scalar that starts at 0; self-attention sees LN(tokens(x)), no positions.",
+        "It is the study's formula, and its parameter counts leave room for one scalar and for no positions.",
     ),
     Decision(
         "D5",
@@ -68,9 +74,27 @@ DECISIONS = (
         "Pretrained filters expect the statistics that they were trained with.",
     ),
     Decision(
+        "D10",
+        "Which ViT matches ConvNeXt's parameters?",
+        "Patch 4, depth 12, MLP ratio 4; the width, a multiple of 8, whose count is closest: 440 with 5 heads, 0.5 % above.",
+        "The study fixes these three and searched width and heads for the count alone. `models/vit.py` repeats the search.",
+    ),
+    Decision(
+        "D11",
+        "How wide are Mixer-Tiny's MLPs?",
+        "288 over tokens and 576 over channels, with learned positions.",
+        "Natural multiples of the width 192 that give the study's 3.16 M parameters.",
+    ),
+    Decision(
         "D12",
         "How many seeds?",
         "As many as SEEDS names, the same for every row: seed k gives the same validation split and order of images in each.",
         "The study has one seed a row; only the spread over seeds tells a difference from chance.",
+    ),
+    Decision(
+        "D13",
+        "How many heads have the single blocks E1 to E6?",
+        "Four, as experiment A.",
+        "The study names a head count for its experiments B and C only, and finds that it does not matter.",
     ),
 )

@@ -32,10 +32,14 @@ class Row:
         """The statuses of the other records."""
         return [str(record["results"]["status"]) for _, record in self.found if record["results"]["status"] != "done"]
 
+    def by_seed(self, selection: str) -> dict[int, float]:
+        """Percent by seed, of the seeds that are done; empty where the recipe has no such accuracy."""
+        values = {record["run"]["seed"]: record["results"]["final"][selection] for record in self.done}
+        return {seed: float(value["accuracy"]) for seed, value in values.items() if value}
+
     def accuracies(self, selection: str) -> list[float]:
-        """Percent, one per seed that is done; empty where the recipe has no such accuracy."""
-        values = [record["results"]["final"][selection] for record in self.done]
-        return [float(value["accuracy"]) for value in values if value]
+        """Percent, one per seed that is done."""
+        return list(self.by_seed(selection).values())
 
 
 def rows_of(profile: str, found: Iterable[Found]) -> tuple[list[Row], list[Found]]:
@@ -64,9 +68,9 @@ def weights_name(record: Record) -> str | None:
     return weights["name"] if weights else None
 
 
-def mean_and_deviation(values: list[float]) -> str:
+def mean_and_deviation(values: list[float], digits: int = 2) -> str:
     """``76.54 ± 0.32`` (sample standard deviation), ``76.54`` for a single value, empty for none."""
     if not values:
         return ""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{deviation}"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"

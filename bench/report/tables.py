@@ -1,0 +1,174 @@
+"""The tables of RESULTS.md: each function turns rows into the lines of one table, each line a dict from column to cell."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from bench.experiment import Experiment
+from bench.ledger import Record
+from bench.report.rows import Row, mean_and_deviation
+
+Line = dict[str, Any]
+
+SELECTIONS = {
+    "best_test": "best test",
+    "test_at_best_validation": "test at best validation",
+    "best_validation": "best validation",
+}
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Markdown; columns without any content are left out."""
+    used = [column for column in (lines[0] if lines else {}) if any(line[column] != "" for line in lines)]
+    return tabulate(
+        [{column: line[column] for column in used} for line in lines], headers="keys", tablefmt="github", disable_numparse=True
+    )
+
+
+# ---- accuracy ----------------------------------------------------------------------------------------------------------
+
+
+def accuracy_lines(rows: Sequence[Row], compared: Mapping[tuple[str, str | None], Row]) -> list[Line]:
+    """One line for each row.
+
+    Args:
+        rows: those of one table of the study.
+        compared: all rows of the profile by experiment name and initial weights, to look up baselines and controls.
+    """
+    return [_accuracy_line(row, compared) for row in rows]
+
+
+def _accuracy_line(row: Row, compared: Mapping[tuple[str, str | None], Row]) -> Line:
+    experiment = row.experiment
+    cost = row.done[0]["cost"] if row.done else None
+    values = row.accuracies(experiment.selection)
+    difference = f"{statistics.fmean(values) - experiment.reported:+.2f}" if values and experiment.reported is not None else ""
+    return {
+        "experiment": f"`{experiment.name.partition('/')[2]}`",
+        "model": model_name(experiment),
+        "attention": attention_name(experiment),
+        "maps": ", ".join(f"{site} {h}x{w}" for site, (h, w) in sorted(cost.get("attention_maps", {}).items())) if cost else "",
+        "regime": experiment.regime,
+        "weights": row.weights or experiment.weights,
+        "parameters": f"{cost['parameters']:,}" if cost else "",
+        "added": f"{cost['attention_parameters']:,}" if cost and experiment.model.attention else "",
+        "multiply-adds (M)": f"{cost['multiply_adds'] / 1e6:.2f}" if cost else "",
+        "accuracy": SELECTIONS[experiment.selection],
+        "study": experiment.note or percent(experiment.reported),
+        "ours": ours(row),
+        "difference": difference,
+        "to baseline": _paired(row, compared, experiment.baseline),
+        "to control": _paired(row, compared, experiment.control),
+        "best test": mean_and_deviation(row.accuracies("best_test")),
+        "last test": mean_and_deviation(row.accuracies("last_test")),
+        "test at best validation": mean_and_deviation(row.accuracies("test_at_best_validation")),
+        "alpha P2": _gate(row, "P2"),
+        "alpha P3": _gate(row, "P3"),
+        "seeds": ", ".join(str(seed) for seed in row.by_seed("best_test")),
+    }
+
+
+def _paired(row: Row, compared: Mapping[tuple[str, str | None], Row], name: str | None) -> str:
+    """Mean difference over the seeds that both rows have, from the same initial weights; empty where there are none."""
+    other = compared.get((name or "", row.weights))
+    if other is None:
+        return ""
+    selection = row.experiment.selection
+    mine, theirs = row.by_seed(selection), other.by_seed(selection)
+    differences = [mine[seed] - theirs[seed] for seed in mine.keys() & theirs.keys()]
+    return f"{statistics.fmean(differences):+.2f} (n = {len(differences)})" if differences else ""
+
+
+def _gate(row: Row, site: str) -> str:
+    """Alpha after the last epoch, and the study's in brackets."""
+    values = [record["results"]["epochs"][-1].get("gates", {}).get(site) for record in row.done]
+    known = [value for value in values if value is not None]
+    mine = mean_and_deviation(known, digits=4) if known else ""
+    study = (row.experiment.reported_gates or {}).get(site)  # type: ignore[call-overload]
+    return mine + (f" [{study:+.4g}]" if study is not None else "")
+
+
+# ---- time, recipes -------------------------------------------------------------------------------------------------------
+
+
+def time_line(row: Row) -> Line:
+    """How long the epochs of a row took."""
+    epochs = [epoch for record in row.done for epoch in record["timings"]["epochs"]]
+    images = row.done[0]["results"]["epochs"][0]["train"]["images"]
+    seconds = statistics.median(epoch["train_seconds"] for epoch in epochs)
+    return {
+        "experiment": f"`{row.experiment.name}`",
+        "device": ", ".join(sorted({device(record["environment"]) for record in row.done})),
+        "training s/epoch": f"{seconds:.1f}",
+        "training images/s": f"{images / seconds:,.0f}",
+        "evaluation s/epoch": f"{statistics.median(epoch['evaluation_seconds'] for epoch in epochs):.1f}",
+        "precision": row.experiment.recipe.precision,
+    }
+
+
+def recipe_line(experiment: Experiment) -> Line:
+    """Every figure of a recipe."""
+    recipe = experiment.recipe
+    return {
+        "experiment": f"`{experiment.name}`",
+        "train images": experiment.train_images or "all",
+        "test images": experiment.test_images or "all",
+        "epochs": recipe.epochs,
+        "frozen": recipe.frozen_epochs if experiment.regime != "full" else 0,
+        "batch": recipe.batch_size,
+        "head LR": f"{recipe.head_lr:g}",
+        "backbone LR": f"{recipe.backbone_lr:g}",
+        "weight decay": f"{recipe.weight_decay:g}",
+        "betas": ", ".join(f"{beta:g}" for beta in recipe.betas),
+        "warm-up": f"{recipe.warmup_fraction:.0%}",
+        "label smoothing": f"{recipe.label_smoothing:g}",
+        "validation": f"{recipe.validation_fraction:.0%}",
+        "patience": recipe.patience or "",
+        "precision": recipe.precision,
+    }
+
+
+# ---- cells ---------------------------------------------------------------------------------------------------------------
+
+
+def model_name(experiment: Experiment) -> str:
+    """The family, with its stem where it has one."""
+    stem = f", {experiment.model.stem} stem" if experiment.model.stem else ""
+    return f"{experiment.model.family}{stem}"
+
+
+def attention_name(experiment: Experiment) -> str:
+    """Kind, heads and sites; empty without attention."""
+    attention = experiment.model.attention
+    if attention is None:
+        return ""
+    heads = f", {attention.heads} head{'s' if attention.heads > 1 else ''}" if attention.kind == "mhsa" else ""
+    return f"{attention.kind}{heads} at {' and '.join(experiment.model.sites or ())}"
+
+
+def ours(row: Row) -> str:
+    """The row's accuracy over its seeds, and every failure; "not run" where there is no record."""
+    if not row.found:
+        return "not run"
+    parts = [mean_and_deviation(row.accuracies(row.experiment.selection))]
+    parts += [f"{row.failures.count(status)} {status}" for status in dict.fromkeys(row.failures)]
+    return ", ".join(part for part in parts if part)
+
+
+def percent(value: float | None) -> str:
+    """Two decimals, or nothing."""
+    return "" if value is None else f"{value:.2f}"
+
+
+def commit(record: Record) -> str:
+    """The first digits of the commit, marked where the tree differed from it."""
+    code = record["code"]
+    return (code["commit"] or "unknown")[:12] + ("-dirty" if code["dirty"] else "")
+
+
+def device(environment: Mapping[str, Any]) -> str:
+    """The device's name, on a CPU with the number of threads."""
+    threads = "" if str(environment["cuda"]) != "None" else f", {environment['threads']} threads"
+    return f"{environment['device']}{threads}"
