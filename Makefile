@@ -82,7 +82,7 @@ lock: $(INSTALLED)  ## Write requirements.lock and requirements-dev.lock from th
 	$(UV_COMPILE) requirements.in -o requirements.lock
 	$(UV_COMPILE) requirements-dev.in -o requirements-dev.lock
 
-DATA = $(PYTHON) -m data $(addprefix --from ,$(FROM))
+DATA = $(PYTHON) -m data $(addprefix --from ,$(FROM)) $(if $(WEIGHTS),--no-weights)
 data: $(INSTALLED)  ## Download, verify and prepare the data sets (FROM='dir ...' takes archives from there)
 	$(DATA)
 

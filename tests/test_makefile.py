@@ -6,18 +6,21 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from bench import environment
+from bench.catalog import EXPERIMENTS
 from bench.settings import DEFAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = " ".join(re.findall(r"^\.PHONY: (.*)", MAKEFILE, re.MULTILINE)).split()
 USER_VARIABLES = tuple(DEFAULTS)
+FAMILIES = re.findall(r"^([a-z-]+):.*\n\t\$\(call FAMILY,", MAKEFILE, re.MULTILINE)
 LOCKED_INSTALL = "--require-hashes -r requirements.lock -r requirements-dev.lock"
 
 # Writes a line with its arguments and the suite's variables, then ends with the status that the test chose.
@@ -209,7 +212,20 @@ def test_variables_reach_python_as_they_were_given(python: Program) -> None:
     ]
 
 
-@pytest.mark.parametrize("target", ["list", "report", "doctor"])
+def test_family_targets_cover_the_catalog(python: Program) -> None:
+    names = {experiment.name for experiment in EXPERIMENTS}
+    covered = set()
+    for target in FAMILIES:
+        assert make_with(python, target).returncode == 0
+        patterns = python.calls()[-1]["variables"]["ONLY"].split()
+        matching = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+        assert matching, target
+        covered |= matching
+    assert covered == names
+    assert set(python.commands()) == {"-m bench grid"}
+
+
+@pytest.mark.parametrize("target", ["list", "report", "cost", "doctor"])
 def test_targets_that_are_one_command(python: Program, target: str) -> None:
     assert make_with(python, target).returncode == 0
     assert python.commands() == [f"-m bench {target}"]
@@ -218,7 +234,8 @@ def test_targets_that_are_one_command(python: Program, target: str) -> None:
 def test_data_takes_archives_from_folders(python: Program) -> None:
     make_with(python, "data")
     make_with(python, "data", "FROM=one two")
-    assert python.commands() == ["-m data", "-m data --from one --from two"]
+    make_with(python, "data", "WEIGHTS=mine.pth")
+    assert python.commands() == ["-m data", "-m data --from one --from two", "-m data --no-weights"]
 
 
 def test_run_needs_only(python: Program) -> None:

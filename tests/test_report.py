@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from bench.catalog import find
+from bench.catalog import EXPERIMENTS, find
 from bench.environment import ROOT
 from bench.experiment import Run, Weights
 from bench.ledger import Ledger
 from bench.profiles import at_profile
 from bench.report import write, write_report
-from bench.report.results import headline_table, results_page
+from bench.report.results import HEADLINE, headline_table, results_page
 from bench.report.rows import mean_and_deviation
 
 STAND_IN = Weights("stand-in.safetensors", "5" * 64)
@@ -110,7 +110,7 @@ def test_attention_rows_are_compared_over_the_seeds_that_both_have(ledger: Ledge
 
 def test_weights_that_are_not_imagenets_are_named_above_the_tables(ledger: Ledger) -> None:
     before_tables = page_of(ledger).partition("## Profile `mini`")[2].partition("###")[0]
-    assert "**`stand-in.safetensors`: not ImageNet-1k weights." in before_tables
+    assert "- `stand-in.safetensors` (SHA-256 `555555555555`): a file of the user's, **not ImageNet-1k weights**" in before_tables
 
 
 def test_no_row_hides_a_failure(ledger: Ledger) -> None:
@@ -154,6 +154,17 @@ def test_a_record_of_another_configuration_is_named_and_not_averaged(ledger: Led
     page = page_of(ledger)
     assert cells_of(page, "baseline")["ours"] == "72.00 ± 2.65"
     assert path.name in page.partition("configuration has changed since they were made")[2].partition("\n")[0]
+
+
+def test_headline_is_of_the_largest_profile_and_only_what_was_run(ledger: Ledger) -> None:
+    def names(found: list[Any]) -> list[str]:
+        return [line.split("`")[1] for line in headline_table(found).splitlines() if line.startswith("| `")]
+
+    expected = ["cifar100/baseline", "cifar100/scratch_convnext", "cifar100/matched_convnext"]
+    assert names(list(ledger.records())) == expected
+    assert set(expected) < set(HEADLINE) <= {experiment.name for experiment in EXPERIMENTS}
+    add(ledger, "cifar100/A_dual", 76.0, profile="paper")
+    assert names(list(ledger.records())) == ["cifar100/A_dual"]
 
 
 def test_different_initial_weights_have_rows_of_their_own(ledger: Ledger) -> None:

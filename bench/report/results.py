@@ -7,13 +7,14 @@ from pathlib import Path
 from bench.catalog import EXPERIMENTS
 from bench.profiles import PROFILES
 from bench.report.decisions import DECISIONS
-from bench.report.rows import Found, Row, rows_of, weights_name
+from bench.report.rows import Found, rows_of, weights_name
 from bench.report.tables import (
     SELECTIONS,
     accuracy_lines,
     commit,
     device,
     ours,
+    paired,
     percent,
     recipe_line,
     table,
@@ -41,7 +42,35 @@ RECIPE_NOTE = (
     "AdamW; a linear warm-up over the first steps, then a cosine to zero. Frozen: leading epochs in which only the head and the "
     "attention train. The reasons for the figures stand in `bench/catalog.py`."
 )
-IMAGENET_FILE = "convnext_tiny-983f1562.pth"
+
+# Pretrained backbones that a reader should know more of than a file name, by the SHA-256 of the file.
+BACKBONES = {
+    "983f1562536e84ff750a1576fb08e54de751dbf2e17c0d8a4a13704341fdcd3d": "torchvision's ImageNet-1k weights, as in the study.",
+    "a6b9e19c045f1940bd43c3209708d8f8d0ccdf7b85561947468b855c49b8ea23": (
+        "a stand-in, **not ImageNet-1k weights**: ConvNeXt-Tiny trained for 16 epochs on Tiny-ImageNet-200 at 32x32 (30.3 % top-1 "
+        "on its validation images). Rows that start from it can be compared with each other, not with the study's."
+    ),
+}
+UNKNOWN_BACKBONE = "a file of the user's, **not ImageNet-1k weights**; not comparable with the study's accuracies."
+
+HEADLINE = (
+    "cifar100/baseline",
+    "cifar100/baseline_F2",
+    "cifar100/E3_P2_F2",
+    "cifar100/E6_P3_F2",
+    "cifar100/A_dual",
+    "cifar100/stem_baseline",
+    "cifar100/stem_dual",
+    "cifar100/scratch_convnext",
+    "cifar100/scratch_dual",
+    "cifar100/scratch_vit_tiny",
+    "cifar100/scratch_mixer_tiny",
+    "cifar100/matched_convnext",
+    "cifar100/matched_vit",
+    "fashion_mnist/baseline",
+    "fashion_mnist/A_dual",
+    "fashion_mnist/scratch_convnext",
+)
 
 
 def results_page(found: Sequence[Found], folder: Path) -> str:
@@ -62,23 +91,25 @@ def results_page(found: Sequence[Found], folder: Path) -> str:
 
 
 def headline_table(found: Sequence[Found]) -> str:
-    """Return the README's table: every row that was run, of every profile but smoke."""
+    """Return the README's table: the headline rows that were run, of the largest profile that was run at all but smoke."""
+    profiles = [profile for profile in PROFILES if profile != "smoke" and any(r["run"]["profile"] == profile for _, r in found)]
+    rows = rows_of(profiles[0], found)[0] if profiles else []
+    by_name = {(row.experiment.name, row.weights): row for row in rows}
     lines = [
         {
             "experiment": f"`{row.experiment.name}`",
-            "profile": profile,
-            "weights": row.weights or "none",
+            "profile": profiles[0],
             "study": row.experiment.note or percent(row.experiment.reported),
             "ours": ours(row),
+            "to control": paired(row, by_name, row.experiment.control),
+            "to baseline": paired(row, by_name, row.experiment.baseline),
             "accuracy": SELECTIONS[row.experiment.selection],
             "seeds": len(row.done),
             "device": ", ".join(sorted({device(record["environment"]) for _, record in row.found})),
-            "commit": ", ".join(f"`{name}`" for name in sorted({commit(record) for _, record in row.found})),
+            "commit": ", ".join(f"`{name[:7]}`" for name in sorted({commit(record) for _, record in row.found})),
         }
-        for profile in PROFILES
-        if profile != "smoke"
-        for row in rows_of(profile, found)[0]
-        if row.found
+        for row in rows
+        if row.found and row.experiment.name in HEADLINE
     ]
     return table(lines) if lines else "Nothing was run yet."
 
@@ -93,7 +124,7 @@ def _profile_sections(profile: str, found: Sequence[Found], folder: Path) -> lis
     rows, unfitting = rows_of(profile, found)
     by_name = {(row.experiment.name, row.weights): row for row in rows}
     doc = (PROFILES[profile].__doc__ or "").split("\n\n")[0].strip()
-    sections = [f"## Profile `{profile}`\n\n{doc}\n", *_weights_note(rows)]
+    sections = [f"## Profile `{profile}`\n\n{doc}\n", *_weights_note(profile, found)]
     for title in dict.fromkeys(experiment.table for experiment in EXPERIMENTS):
         lines = accuracy_lines([row for row in rows if row.experiment.table == title], by_name)
         sections.append(f"### {title}\n\n{table(lines)}\n")
@@ -106,16 +137,15 @@ def _profile_sections(profile: str, found: Sequence[Found], folder: Path) -> lis
     return sections
 
 
-def _weights_note(rows: Sequence[Row]) -> list[str]:
-    names = sorted({row.weights for row in rows if row.weights})
-    others = [name for name in names if name != IMAGENET_FILE]
-    notes = []
-    if names:
-        notes.append(f"Rows with pretrained weights started from {', '.join(f'`{name}`' for name in names)}.\n")
-    if others:
-        listed = ", ".join(f"`{name}`" for name in others)
-        notes.append(f"**{listed}: not ImageNet-1k weights. Rows that started from them are not comparable with the study's.**\n")
-    return notes
+def _weights_note(profile: str, found: Sequence[Found]) -> list[str]:
+    """What the fine-tuning rows started from, above the tables."""
+    used = {
+        (weights["name"], weights["sha256"])
+        for _, record in found
+        if record["run"]["profile"] == profile and (weights := record["configuration"]["weights"])
+    }
+    lines = [f"- `{name}` (SHA-256 `{digest[:12]}`): {BACKBONES.get(digest, UNKNOWN_BACKBONE)}" for name, digest in sorted(used)]
+    return ["Pretrained backbones:\n\n" + "\n".join(lines) + "\n"] if lines else []
 
 
 def _decisions() -> str:

@@ -59,8 +59,8 @@ def _accuracy_line(row: Row, compared: Mapping[tuple[str, str | None], Row]) -> 
         "study": experiment.note or percent(experiment.reported),
         "ours": ours(row),
         "difference": difference,
-        "to baseline": _paired(row, compared, experiment.baseline),
-        "to control": _paired(row, compared, experiment.control),
+        "to baseline": paired(row, compared, experiment.baseline),
+        "to control": paired(row, compared, experiment.control),
         "best test": mean_and_deviation(row.accuracies("best_test")),
         "last test": mean_and_deviation(row.accuracies("last_test")),
         "test at best validation": mean_and_deviation(row.accuracies("test_at_best_validation")),
@@ -68,17 +68,6 @@ def _accuracy_line(row: Row, compared: Mapping[tuple[str, str | None], Row]) -> 
         "alpha P3": _gate(row, "P3"),
         "seeds": ", ".join(str(seed) for seed in row.by_seed("best_test")),
     }
-
-
-def _paired(row: Row, compared: Mapping[tuple[str, str | None], Row], name: str | None) -> str:
-    """Mean difference over the seeds that both rows have, from the same initial weights; empty where there are none."""
-    other = compared.get((name or "", row.weights))
-    if other is None:
-        return ""
-    selection = row.experiment.selection
-    mine, theirs = row.by_seed(selection), other.by_seed(selection)
-    differences = [mine[seed] - theirs[seed] for seed in mine.keys() & theirs.keys()]
-    return f"{statistics.fmean(differences):+.2f} (n = {len(differences)})" if differences else ""
 
 
 def _gate(row: Row, site: str) -> str:
@@ -146,6 +135,17 @@ def attention_name(experiment: Experiment) -> str:
         return ""
     heads = f", {attention.heads} head{'s' if attention.heads > 1 else ''}" if attention.kind == "mhsa" else ""
     return f"{attention.kind}{heads} at {' and '.join(experiment.model.sites or ())}"
+
+
+def paired(row: Row, compared: Mapping[tuple[str, str | None], Row], name: str | None) -> str:
+    """Mean difference over the seeds that both rows have, from the same initial weights; empty where there are none."""
+    other = compared.get((name or "", row.weights))
+    if other is None:
+        return ""
+    selection = row.experiment.selection
+    mine, theirs = row.by_seed(selection), other.by_seed(selection)
+    differences = [mine[seed] - theirs[seed] for seed in mine.keys() & theirs.keys()]
+    return f"{statistics.fmean(differences):+.2f} (n = {len(differences)})" if differences else ""
 
 
 def ours(row: Row) -> str:
