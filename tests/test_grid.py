@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -174,9 +173,7 @@ def test_terminated_process_continues_to_the_same_record(tmp_path: Path) -> None
 
 
 def test_several_processes_share_a_grid(tmp_path: Path) -> None:
-    started = time.monotonic()
     assert run_grid(tmp_path, ONLY="cifar100/baseline_F0", SEEDS="0 1", JOBS="2") == 0
-    assert time.monotonic() - started < 120
     assert sorted(records(tmp_path)) == ["cifar100/baseline_F0 0", "cifar100/baseline_F0 1"]
 
 

@@ -10,6 +10,7 @@ from bench.catalog import EXPERIMENTS
 from bench.experiment import Experiment, canonical_json
 from bench.ledger import Record
 from bench.profiles import at_profile
+from data.sources import IMAGENET_WEIGHTS
 
 Found = tuple[Path, Record]
 
@@ -31,6 +32,13 @@ class Row:
     def failures(self) -> list[str]:
         """The statuses of the other records."""
         return [str(record["results"]["status"]) for _, record in self.found if record["results"]["status"] != "done"]
+
+    @property
+    def starts_as_the_study(self) -> bool:
+        """Whether all runs started from random weights where the study did, and from ImageNet-1k's where it did."""
+        used = [record["configuration"]["weights"] for _, record in self.found]
+        expected = IMAGENET_WEIGHTS.known_hash if self.experiment.weights == "imagenet1k" else None
+        return all((f"sha256:{weights['sha256']}" if weights else None) == expected for weights in used)
 
     def by_seed(self, selection: str) -> dict[int, float]:
         """Percent by seed, of the seeds that are done; empty where the recipe has no such accuracy."""

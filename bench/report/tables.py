@@ -44,7 +44,9 @@ def _accuracy_line(row: Row, compared: Mapping[tuple[str, str | None], Row]) -> 
     experiment = row.experiment
     cost = row.done[0]["cost"] if row.done else None
     values = row.accuracies(experiment.selection)
-    difference = f"{statistics.fmean(values) - experiment.reported:+.2f}" if values and experiment.reported is not None else ""
+    difference = ""
+    if values and experiment.reported is not None and row.starts_as_the_study:
+        difference = f"{statistics.fmean(values) - experiment.reported:+.2f}"
     return {
         "experiment": f"`{experiment.name.partition('/')[2]}`",
         "model": model_name(experiment),
@@ -76,7 +78,7 @@ def _gate(row: Row, site: str) -> str:
     known = [value for value in values if value is not None]
     mine = mean_and_deviation(known, digits=4) if known else ""
     study = (row.experiment.reported_gates or {}).get(site)  # type: ignore[call-overload]
-    return mine + (f" [{study:+.4g}]" if study is not None else "")
+    return mine + (f" [{study:+.4f}]" if study is not None else "")
 
 
 # ---- time, recipes -------------------------------------------------------------------------------------------------------
