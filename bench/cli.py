@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     for name, text in FLAGS.items():
         default = f"; else ${name}, else {DEFAULTS[name] or 'none'}"
         shared.add_argument(f"--{name.lower()}", default=variable(name), metavar=name, help=text + default)
-    top = argparse.ArgumentParser(prog="python -m bench", description=__import__("bench").__doc__, allow_abbrev=False)
+    top = argparse.ArgumentParser(
+        prog="python -m bench", description="Train, evaluate and report the experiments of the study.", allow_abbrev=False
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in {
         "list": "all experiments, with the study's number, budget and state",

@@ -135,6 +135,7 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
     """
     ledger = Ledger(settings.results)
     due = [run for run in runs if not finished_record(ledger, run)]
+    environment.make_deterministic()  # before the estimate's first steps: cuBLAS reads its setting once, when it starts
     device = environment.choose_device(settings.device)
     chosen = f" (DEVICE={settings.device})" if settings.device == "auto" else ""
     print(

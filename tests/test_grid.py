@@ -68,6 +68,21 @@ def test_a_grid_leaves_a_record_for_each_run_and_does_nothing_twice(
     assert "6 runs, 0 due" in capsys.readouterr().out
 
 
+def test_the_estimate_runs_in_deterministic_mode_too(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuBLAS reads its workspace setting when it starts, and the estimate's steps start it."""
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seen = []
+
+    def estimates(due: Any, its_settings: Settings, device: torch.device) -> list[float]:
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        return []
+
+    monkeypatch.setattr(grid, "_estimates", estimates)
+    run_grid(tmp_path, ONLY="fashion_mnist/baseline")
+    assert seen == [(True, ":4096:8")]
+
+
 def test_what_a_record_holds(small: None, tmp_path: Path) -> None:
     run_grid(tmp_path, ONLY="cifar100/scratch_convnext", SEEDS="3")
     (record,) = records(tmp_path).values()
