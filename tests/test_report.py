@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from bench.profiles import at_profile
 from bench.report import write, write_report
 from bench.report.results import HEADLINE, headline_table, results_page
 from bench.report.rows import mean_and_deviation
+from bench.settings import DEFAULTS, settings
 
+DEFAULT_CHOICES = {name.lower(): value for name, value in DEFAULTS.items()}
 STAND_IN = Weights("stand-in.safetensors", "5" * 64)
 
 
@@ -129,11 +133,92 @@ def test_no_row_hides_a_failure(ledger: Ledger) -> None:
     assert "out_of_memory: RuntimeError: it broke" in page
 
 
+def opening_of(page: str) -> dict[str, str]:
+    """The opening's lines by the words that they begin with."""
+    lines = [line.removeprefix("- ") for line in page.partition("## How to read")[0].splitlines() if line.startswith("- ")]
+    return {line.split("**")[1].rstrip(":") if line.startswith("**") else " ".join(line.split()[:2]): line for line in lines}
+
+
+def test_page_opens_with_what_ran_on_what_and_how_long_it_took(ledger: Ledger) -> None:
+    add(ledger, "cifar100/A_dual", 74.0)
+    add(ledger, "cifar100/baseline_F2", 73.5)
+    add(ledger, "fashion_mnist/baseline", 90.0)
+    lines = opening_of(page_of(ledger))
+    assert len(lines) <= 12
+    assert (
+        "8 done, 1 diverged, 1 out_of_memory, of 7 of the catalog's 40 experiments, seeds 0, 1, 2, on Processor, 2 threads."
+        in lines["Run"]
+    )
+    assert "pretrained rows start from `stand-in.safetensors`, not from ImageNet-1k's" in lines["Not the study's setting"]
+    assert "+0.50 points on CIFAR-100 (n = 1); " in lines["Two attention blocks"]
+    assert "`cifar100/A_dual` 74.00 (n = 1), `fashion_mnist/baseline` 90.00 (n = 1)" in lines["Highest best test accuracy"]
+    assert "40 s of training and 5 s of evaluation" in lines["Time"], "ten records, failed ones included"
+
+
+def test_opening_tells_the_clearest_verdicts(ledger: Ledger) -> None:
+    for seed, (convnext, vit) in enumerate([(55.0, 49.0), (55.5, 49.4), (54.5, 48.6)]):
+        add(ledger, "cifar100/matched_convnext", convnext, seed=seed)
+        add(ledger, "cifar100/matched_vit", vit, seed=seed)
+    lines = opening_of(page_of(ledger))
+    assert "1 supported, 1 contradicted, 10 not decidable" in lines["Verdicts"]
+    assert "`matched_convnext` − `matched_vit`: +6.00 [+5.75, +6.25]" in lines["Claim 10"]
+    assert "supported" in lines["Claim 10"]
+    assert "contradicted" in lines["Claim 11"], "all epochs took the same time"
+
+
+def test_opening_of_the_studys_own_setting_has_no_warning(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    imagenet = Weights("convnext_tiny-983f1562.pth", "983f1562536e84ff750a1576fb08e54de751dbf2e17c0d8a4a13704341fdcd3d")
+    monkeypatch.setattr("tests.test_report.STAND_IN", imagenet)
+    add(ledger, "cifar100/A_dual", 75.0, profile="paper")
+    page = page_of(ledger)
+    assert "Not the study's setting" not in opening_of(page)
+    profiles = [line.split("`")[1] for line in page.splitlines() if line.startswith("- **Run**")]
+    assert profiles == ["paper", "mini"]
+
+
+def test_links_of_the_opening_lead_to_headings(ledger: Ledger) -> None:
+    page = page_of(ledger)
+    headings = [line.lstrip("# ").replace("`", "").lower().replace(" ", "-") for line in page.splitlines() if line.startswith("#")]
+    anchors = [part.partition(")")[0] for part in page.partition("## How to read")[0].split("](#")[1:]]
+    assert len(anchors) >= 5
+    assert set(anchors) <= set(headings)
+
+
+def test_every_profile_with_records_has_its_claims(ledger: Ledger) -> None:
+    page = page_of(ledger)
+    assert "### Claims under `mini`" in page and "### Claims under `paper`" not in page
+    verdicts = [line for line in page.partition("### Claims under")[2].splitlines() if "| not decidable " in line]
+    assert len(verdicts) == 12
+
+
+def test_commands_under_a_table_name_the_runs_that_it_shows(ledger: Ledger) -> None:
+    for heads in (1, 2, 4, 8):
+        add(ledger, f"cifar100/B_heads{heads}", 73.0)
+    page, made = page_of(ledger), set()
+    for line in page.splitlines():
+        if line.startswith("    make run "):
+            words = dict(word.split("=", 1) for word in shlex.split(line)[2:])
+            only, seeds = words["ONLY"], words["SEEDS"]
+            chosen = settings(**DEFAULT_CHOICES | {"only": only, "seeds": seeds, "profile": words["PROFILE"]})
+            pretrained = {experiment.weights for experiment in chosen.experiments()} == {"imagenet1k"}
+            assert words.get("WEIGHTS") == ("FOLDER/stand-in.safetensors" if pretrained else None)
+            made |= {(chosen.profile, experiment.name, seed) for experiment in chosen.experiments() for seed in chosen.seeds}
+    runs = [record["run"] for _, record in ledger.records()]
+    assert made == {(run["profile"], run["experiment"], run["seed"]) for run in runs}
+    assert "ONLY='cifar100/B_*'" in page, "the shortest selection that means these rows"
+
+
+def test_no_run_stands_in_bold(ledger: Ledger) -> None:
+    assert not re.search(r"\*\*[-+]?\d", page_of(ledger))
+
+
 def test_what_was_not_run_says_so(ledger: Ledger) -> None:
     page = page_of(ledger)
     assert cells_of(page, "stem_baseline")["ours"] == "not run"
     assert "Not run: the ledger has no record of this profile." in page.partition("## Profile `paper`")[2].partition("##")[0]
-    assert "Not run: the ledger has no record" in page_of(Ledger(ledger.results / "empty"))
+    empty = page_of(Ledger(ledger.results / "empty"))
+    assert "Not run: the ledger has no record" in empty
+    assert "Nothing was run yet" in empty.partition("## How to read")[0]
 
 
 def test_speed_comes_from_the_timings(ledger: Ledger) -> None:

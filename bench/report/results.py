@@ -7,7 +7,10 @@ from pathlib import Path
 from bench.catalog import EXPERIMENTS
 from bench.profiles import PROFILES
 from bench.report.decisions import DECISIONS
-from bench.report.rows import Found, rows_of, weights_name
+from bench.report.opening import opening
+from bench.report.reproduce import NOTE as REPRODUCE
+from bench.report.reproduce import commands
+from bench.report.rows import Found, Row, rows_of, weights_name
 from bench.report.tables import (
     SELECTIONS,
     accuracy_lines,
@@ -20,18 +23,17 @@ from bench.report.tables import (
     table,
     time_line,
 )
+from bench.report.verdicts import METHOD, claims_section
 
-INTRODUCTION = """\
-# Results
-
-Written by `make report` from the records under `records/` in the results folder, and from nothing else; do not edit it.
-Accuracies are in percent. "Study" is the number that the study reports; "ours" is the same kind of accuracy (column "accuracy"), as
-mean ± standard deviation over the seeds; "difference" is ours minus the study's, left out where our row started from other
-pretrained weights. Only the profile `paper` has the study's budget: under a smaller one the difference shows the budget. "To
-baseline" and "to control" are our own differences, paired over the seeds that both rows have: to the row without attention, and to
-the one that in addition was trained under the same regime. "Best test" is the highest test accuracy over the epochs, "last test"
-that of the last epoch, "test at best validation" that of the epoch with the highest validation accuracy. Maps are the sides of the
-feature maps that the attention sees: 8x8 are 64 tokens. Alpha is the gate after the last epoch, with the study's in brackets.
+READING = """\
+"Study" is the number that the study reports; "ours" is the same kind of accuracy in percent (column "accuracy"), as mean ± standard
+deviation over the seeds; "difference" is ours minus the study's, left out where our row started from other pretrained weights. Only
+the profile `paper` has the study's budget: under a smaller one the difference shows the budget. "To baseline" and "to control" are
+our own differences, paired over the seeds that both rows have: to the row without attention, and to the one that in addition was
+trained under the same regime. "Best test" is the highest test accuracy over the epochs, "last test" that of the last epoch, "test
+at best validation" that of the epoch with the highest validation accuracy. Maps are the sides of the feature maps that the
+attention sees: 8x8 are 64 tokens. Alpha is the gate after the last epoch, with the study's in brackets. `make report` writes this
+page from the records under `records/` in the results folder, and from nothing else; do not edit it.
 """
 
 TIME_NOTE = (
@@ -80,14 +82,15 @@ def results_page(found: Sequence[Found], folder: Path) -> str:
         found: the ledger's records with their paths.
         folder: where the page will lie; links are relative to it.
     """
-    sections = [INTRODUCTION, _summary(found)]
-    for profile in PROFILES:
-        if any(record["run"]["profile"] == profile for _, record in found):
-            sections += _profile_sections(profile, found, folder)
-        elif profile != "smoke":
-            sections.append(f"## Profile `{profile}`\n\nNot run: the ledger has no record of this profile.\n")
-    sections += [_decisions(), _machines(found), _records(found, folder)]
-    return "\n".join(sections)
+    sections = [
+        opening(found),
+        _how_to_read(),
+        *(_profile(profile, found, folder) for profile in PROFILES),
+        _decisions(),
+        _machines(found),
+        _records(found, folder),
+    ]
+    return "\n".join(section for section in sections if section)
 
 
 def headline_table(found: Sequence[Found]) -> str:
@@ -114,27 +117,51 @@ def headline_table(found: Sequence[Found]) -> str:
     return table(lines) if lines else "Nothing was run yet."
 
 
-def _summary(found: Sequence[Found]) -> str:
-    keys = [(record["run"]["profile"], record["results"]["status"]) for _, record in found]
-    lines = [f"- profile `{profile}`: {keys.count((profile, status))} {status}" for profile, status in sorted(set(keys))]
-    return "Records:\n\n" + ("\n".join(lines) or "- none") + "\n"
+def _how_to_read() -> str:
+    return f"## How to read this page\n\n**Tables.** {READING}\n**Commands.** {REPRODUCE}\n**Claims.** {METHOD}"
 
 
-def _profile_sections(profile: str, found: Sequence[Found], folder: Path) -> list[str]:
+def _profile(profile: str, found: Sequence[Found], folder: Path) -> str:
+    """Everything that was run under one profile; nothing for a smoke profile that was not."""
+    if not any(record["run"]["profile"] == profile for _, record in found):
+        return "" if profile == "smoke" else f"## Profile `{profile}`\n\nNot run: the ledger has no record of this profile.\n"
     rows, unfitting = rows_of(profile, found)
-    by_name = {(row.experiment.name, row.weights): row for row in rows}
     doc = (PROFILES[profile].__doc__ or "").split("\n\n")[0].strip()
-    sections = [f"## Profile `{profile}`\n\n{doc}\n", *_weights_note(profile, found)]
+    return "\n".join(
+        [
+            f"## Profile `{profile}`\n\n{doc}\n",
+            *_weights_note(profile, found),
+            *_tables(profile, rows),
+            claims_section(profile, rows),
+            _time(rows),
+            _recipes(rows),
+            *_unfitting(unfitting, folder),
+        ]
+    )
+
+
+def _tables(profile: str, rows: Sequence[Row]) -> list[str]:
+    """The tables of the study, each under the commands that make its records."""
+    by_name = {(row.experiment.name, row.weights): row for row in rows}
+    sections = []
     for title in dict.fromkeys(experiment.table for experiment in EXPERIMENTS):
-        lines = accuracy_lines([row for row in rows if row.experiment.table == title], by_name)
-        sections.append(f"### {title}\n\n{table(lines)}\n")
-    sections.append(f"### Time\n\n{TIME_NOTE}\n\n{table([time_line(row) for row in rows if row.done])}\n")
-    experiments = {row.experiment.name: row.experiment for row in rows}
-    sections.append(f"### Recipes\n\n{RECIPE_NOTE}\n\n{table([recipe_line(experiment) for experiment in experiments.values()])}\n")
-    if unfitting:
-        names = ", ".join(f"`{_relative(path, folder)}`" for path, _ in unfitting)
-        sections.append(f"Not shown, because the catalog's configuration has changed since they were made: {names}\n")
+        its = [row for row in rows if row.experiment.table == title]
+        sections.append(f"### {title}\n\n{commands(profile, its)}{table(accuracy_lines(its, by_name))}\n")
     return sections
+
+
+def _time(rows: Sequence[Row]) -> str:
+    return f"### Time\n\n{TIME_NOTE}\n\n{table([time_line(row) for row in rows if row.done])}\n"
+
+
+def _recipes(rows: Sequence[Row]) -> str:
+    experiments = {row.experiment.name: row.experiment for row in rows}
+    return f"### Recipes\n\n{RECIPE_NOTE}\n\n{table([recipe_line(experiment) for experiment in experiments.values()])}\n"
+
+
+def _unfitting(records: Sequence[Found], folder: Path) -> list[str]:
+    names = ", ".join(f"`{_relative(path, folder)}`" for path, _ in records)
+    return [f"Not shown, because the catalog's configuration has changed since they were made: {names}\n"] if names else []
 
 
 def _weights_note(profile: str, found: Sequence[Found]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.catalog import EXPERIMENTS
-from bench.experiment import Experiment, canonical_json
+from bench.experiment import Experiment, Selection, Weights, canonical_json
 from bench.ledger import Record
 from bench.profiles import at_profile
 from data.sources import IMAGENET_WEIGHTS
@@ -56,6 +56,7 @@ def rows_of(profile: str, found: Iterable[Found]) -> tuple[list[Row], list[Found
     A record fits the row whose present configuration it was made with.
     """
     left = [item for item in found if item[1]["run"]["profile"] == profile]
+    names = _distinct_names({_weights_of(record) for _, record in left})
     rows = []
     for experiment in EXPERIMENTS:
         meaning = json.loads(canonical_json(at_profile(experiment, profile).meaning()))
@@ -63,7 +64,7 @@ def rows_of(profile: str, found: Iterable[Found]) -> tuple[list[Row], list[Found
         left = [item for item in left if item not in fitting]
         by_weights: dict[str | None, list[Found]] = {}
         for item in fitting:
-            by_weights.setdefault(weights_name(item[1]), []).append(item)
+            by_weights.setdefault(names[_weights_of(item[1])], []).append(item)
         for weights, items in sorted(by_weights.items(), key=lambda pair: pair[0] or "") or [(None, [])]:
             items.sort(key=lambda item: item[1]["run"]["seed"])
             rows.append(Row(at_profile(experiment, profile), weights, tuple(items)))
@@ -72,8 +73,36 @@ def rows_of(profile: str, found: Iterable[Found]) -> tuple[list[Row], list[Found
 
 def weights_name(record: Record) -> str | None:
     """The name of the file that a record's run started from, or None for random weights."""
+    weights = _weights_of(record)
+    return weights.name if weights else None
+
+
+def shared_selection(first: Row, second: Row) -> Selection:
+    """The kind of accuracy to compare two rows in: the first one's own where both have it, else the best test accuracy."""
+    own = first.experiment.selection
+    return own if second.experiment.recipe.validation_fraction > 0 else "best_test"
+
+
+def accuracy_differences(first: Row, second: Row) -> dict[int, float]:
+    """Percentage points, first minus second, for each seed that both rows have."""
+    selection = shared_selection(first, second)
+    mine, theirs = first.by_seed(selection), second.by_seed(selection)
+    return {seed: mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())}
+
+
+def _weights_of(record: Record) -> Weights | None:
     weights = record["configuration"]["weights"]
-    return weights["name"] if weights else None
+    return Weights(**weights) if weights else None
+
+
+def _distinct_names(files: set[Weights | None]) -> dict[Weights | None, str | None]:
+    """The name of each file of weights, with digits of its hash where two files have the same name."""
+    names = [file.name for file in files if file]
+    distinct: dict[Weights | None, str | None] = {None: None}
+    for file in files:
+        if file:
+            distinct[file] = file.name if names.count(file.name) == 1 else f"{file.name} ({file.sha256[:8]})"
+    return distinct
 
 
 def mean_and_deviation(values: list[float], digits: int = 2) -> str:

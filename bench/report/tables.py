@@ -8,7 +8,8 @@ from tabulate import tabulate
 
 from bench.experiment import Experiment
 from bench.ledger import Record
-from bench.report.rows import Row, mean_and_deviation
+from bench.report.paired import compare
+from bench.report.rows import Row, accuracy_differences, mean_and_deviation
 
 Line = dict[str, Any]
 
@@ -60,6 +61,7 @@ def _accuracy_line(row: Row, compared: Mapping[tuple[str, str | None], Row]) -> 
         "accuracy": SELECTIONS[experiment.selection],
         "study": experiment.note or percent(experiment.reported),
         "ours": ours(row),
+        "seeds": ", ".join(str(seed) for seed in row.by_seed("best_test")),
         "difference": difference,
         "to baseline": paired(row, compared, experiment.baseline),
         "to control": paired(row, compared, experiment.control),
@@ -68,7 +70,6 @@ def _accuracy_line(row: Row, compared: Mapping[tuple[str, str | None], Row]) -> 
         "test at best validation": mean_and_deviation(row.accuracies("test_at_best_validation")),
         "alpha P2": _gate(row, "P2"),
         "alpha P3": _gate(row, "P3"),
-        "seeds": ", ".join(str(seed) for seed in row.by_seed("best_test")),
     }
 
 
@@ -144,10 +145,8 @@ def paired(row: Row, compared: Mapping[tuple[str, str | None], Row], name: str |
     other = compared.get((name or "", row.weights))
     if other is None:
         return ""
-    selection = row.experiment.selection
-    mine, theirs = row.by_seed(selection), other.by_seed(selection)
-    differences = [mine[seed] - theirs[seed] for seed in mine.keys() & theirs.keys()]
-    return f"{statistics.fmean(differences):+.2f} (n = {len(differences)})" if differences else ""
+    differences = list(accuracy_differences(row, other).values())
+    return f"{compare(differences).mean:+.2f} (n = {len(differences)})" if differences else ""
 
 
 def ours(row: Row) -> str:
