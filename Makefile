@@ -5,7 +5,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lock data smoke test check list run cost report doctor image shell container all clean
+.PHONY: help venv lock data smoke test check list run cost report figures doctor verify image shell container all clean
 .PHONY: convnext attention-single attention-dual attention-heads attention-kinds cifar-stem scratch vit-tiny mixer-tiny
 .PHONY: matched-vit fashion-mnist
 
@@ -17,6 +17,9 @@
 #: DATASETS   folder of the data sets (datasets)
 #: RESULTS    folder of records, checkpoints and curves (results)
 #: WEIGHTS    file of pretrained weights to use instead of ImageNet-1k's ()
+#: DEPTHWISE  how depthwise convolutions are computed (auto): auto, the fastest measured on this device; reference
+#: COMPILE    torch.compile (auto): auto, where it pays for its warm-up; on, off
+#: CUDA_GRAPH one launch for a whole training step on CUDA (auto): auto, yes; on, off
 #
 #= FROM       data: folders to take downloaded archives from, without the network: FROM='dir1 dir2'
 #= TESTS      test: the test files or folders (tests)
@@ -155,8 +158,14 @@ cost: $(INSTALLED)  ## Parameters, multiply-adds and attention maps of every net
 report: $(INSTALLED)  ## Write RESULTS.md from the ledger
 	$(PYTHON) -m bench report
 
+figures: $(INSTALLED)  ## Draw the ledger's figures into its folder figures, as SVG and PNG
+	$(PYTHON) -m bench figures
+
 doctor: $(INSTALLED)  ## Look at this machine: what is missing, and what to do
 	@$(PYTHON) -m bench doctor
+
+verify: $(INSTALLED)  ## Check again that records, report, locks and data are undamaged
+	@$(PYTHON) -m bench verify
 
 all: $(INSTALLED)  ## Data, every run that is due, report
 	$(if $(filter smoke,$(PROFILE)),,$(DATA))

@@ -1,13 +1,11 @@
 """The command line: sub-commands and their flags; no logic. ``bench/errors.py`` lists the exit statuses."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
-from typing import NoReturn
 
-from bench.errors import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USER, UserError
+from bench import stopping
+from bench.errors import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, UserError
 from bench.settings import DEFAULTS, Settings, settings, variable
 
 FLAGS = {
@@ -19,6 +17,9 @@ FLAGS = {
     "DATASETS": "folder of the data sets",
     "RESULTS": "folder of records, checkpoints and curves",
     "WEIGHTS": "file of pretrained weights to use instead of ImageNet-1k's",
+    "DEPTHWISE": "method of depthwise convolutions: auto (the fastest measured), reference",
+    "COMPILE": "torch.compile: auto (where it pays for its warm-up), on, off",
+    "CUDA_GRAPH": "one launch for a whole step on CUDA: auto (yes), on, off",
 }
 
 
@@ -27,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     for name, text in FLAGS.items():
         default = f"; else ${name}, else {DEFAULTS[name] or 'none'}"
-        shared.add_argument(f"--{name.lower()}", default=variable(name), metavar=name, help=text + default)
+        shared.add_argument(f"--{name.lower().replace('_', '-')}", default=variable(name), metavar=name, help=text + default)
     top = argparse.ArgumentParser(
         prog="python -m bench", description="Train, evaluate and report the experiments of the study.", allow_abbrev=False
     )
@@ -37,8 +38,10 @@ def parser() -> argparse.ArgumentParser:
         "run": "one run: an experiment with a seed",
         "grid": "every run that is due",
         "report": "records to RESULTS.md",
+        "figures": "records to figures, SVG and PNG",
         "cost": "parameters, multiply-adds and attention maps of every network",
         "doctor": "what this machine lacks",
+        "verify": "whether records, report, locks and data are undamaged",
     }.items():
         command = commands.add_parser(name, parents=[shared], help=text, description=text, allow_abbrev=False)
         if name == "run":
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command and return the exit status."""
     options = vars(parser().parse_args(arguments))
     command = options.pop("command")
-    signal.signal(signal.SIGTERM, _terminate)
+    stopping.install()
     try:
         if command == "run":
             options["only"], options["seeds"] = options.pop("experiment"), options.pop("seed")
@@ -73,10 +76,6 @@ def _is_users(error: Exception) -> bool:
     return isinstance(error, UserError | DataError | WeightsError)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(EXIT_TERMINATED)
-
-
 # torch takes seconds to import, so each command imports what it needs
 
 
@@ -94,6 +93,8 @@ def _run(chosen: Settings) -> int:
     from bench.grid import check_inputs, execute, plan
 
     find(chosen.only)
+    if len(chosen.seeds) != 1:
+        raise UserError(f"--seed: expected one whole number, found {len(chosen.seeds)}; `python -m bench grid` takes several")
     (run,) = plan(chosen)
     check_inputs([run], chosen)
     try:
@@ -120,6 +121,17 @@ def _report(chosen: Settings) -> int:
     return 0
 
 
+def _figures(chosen: Settings) -> int:
+    from bench.report.figures import write_figures
+
+    outcome = write_figures(chosen.results, datasets=chosen.datasets, device=chosen.device)
+    for path in outcome.written:
+        print(f"wrote {path}")
+    for line in outcome.left_out:
+        print(f"left out {line}")
+    return 0
+
+
 def _cost(chosen: Settings) -> int:
     from bench.report.listing import cost_listing
 
@@ -135,4 +147,21 @@ def _doctor(chosen: Settings) -> int:
     return 0 if all(check.ok for check in checks) else EXIT_FAILED
 
 
-_COMMANDS = {"list": _list, "run": _run, "grid": _grid, "report": _report, "cost": _cost, "doctor": _doctor}
+def _verify(chosen: Settings) -> int:
+    from bench.verify import examine, render
+
+    sections = examine(chosen.results, chosen.datasets)
+    print(render(sections))
+    return EXIT_FAILED if any(section.problems for section in sections) else 0
+
+
+_COMMANDS = {
+    "list": _list,
+    "run": _run,
+    "grid": _grid,
+    "report": _report,
+    "figures": _figures,
+    "cost": _cost,
+    "doctor": _doctor,
+    "verify": _verify,
+}

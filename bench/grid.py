@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 import data
-from bench import environment
+from bench import environment, stopping
 from bench.engine.checkpoint import Busy, CheckpointFolder
+from bench.engine.execution import Choices, choose
 from bench.engine.train import build_network, put_on_device, train
 from bench.errors import EXIT_BUSY, UserError
 from bench.experiment import Experiment, Run, Weights
@@ -30,6 +31,8 @@ from bench.settings import Settings
 from data.fetch import weights_path
 from data.sources import IMAGENET_WEIGHTS
 from models import WeightsError, read_state_dict
+
+CHECKPOINT_SECONDS = 20  # between two checkpoints, at the ends of epochs: what a kill may cost beside the epoch itself
 
 IMAGENET_SHA256 = str(IMAGENET_WEIGHTS.known_hash).removeprefix("sha256:")
 
@@ -101,7 +104,7 @@ def execute(run: Run, settings: Settings, position: str = "") -> Record:
         device = environment.choose_device(settings.device)
         record = _empty_record(run, device)
         try:
-            record |= _attempt(run, settings, device, checkpoint, position)
+            record |= _attempt(run, settings, device, checkpoint, position, record["environment"])
         except (torch.OutOfMemoryError, MemoryError) as error:
             record["results"] = _failure("out_of_memory", error)
         except (KeyboardInterrupt, SystemExit):
@@ -167,7 +170,7 @@ def _estimates(due: Sequence[Run], settings: Settings, device: torch.device) -> 
     """Seconds of each run; none for the smoke profile, which takes hardly longer than to estimate it."""
     if settings.profile == "smoke":
         return []
-    estimator = Estimator(device)
+    estimator = Estimator(device, choices(settings))
     estimates = []
     for run in due:
         dataset, experiment = _dataset(run.experiment.dataset, settings.datasets), run.experiment
@@ -180,6 +183,11 @@ def _estimates(due: Sequence[Run], settings: Settings, device: torch.device) -> 
         }
         estimates.append(estimator.seconds(run, images=images, classes=len(dataset.classes)))
     return estimates
+
+
+def choices(settings: Settings) -> Choices:
+    """How the user wants steps to be computed; measurements are kept beside the ledger."""
+    return Choices(settings.depthwise, settings.compile, settings.cuda_graph, kept=settings.results / "measured.json")
 
 
 def _status(run: Run, settings: Settings, position: str) -> str:
@@ -203,22 +211,39 @@ def _status_of_process(run: Run, settings: Settings) -> str:
         "DATASETS": str(settings.datasets),
         "RESULTS": str(settings.results),
         "WEIGHTS": str(settings.weights or ""),
+        "DEPTHWISE": settings.depthwise,
+        "COMPILE": settings.compile,
+        "CUDA_GRAPH": settings.cuda_graph,
         "JOBS": "1",
     }  # fmt: skip
     code = subprocess.run(command, env=environ, check=False).returncode
     return {0: "done", EXIT_BUSY: "busy"}.get(code, "failed")
 
 
-def _attempt(run: Run, settings: Settings, device: torch.device, checkpoint: CheckpointFolder, position: str) -> dict[str, Any]:
+def _attempt(
+    run: Run, settings: Settings, device: torch.device, checkpoint: CheckpointFolder, position: str, machine: dict[str, Any]
+) -> dict[str, Any]:
     dataset = _dataset(run.experiment.dataset, settings.datasets)
     classes = len(dataset.classes)
     initial = read_state_dict(_weights_file(settings)) if run.weights else None
     splits = put_on_device(run, dataset, device)
     network = build_network(run, classes, initial, device)
+    recipe = run.experiment.recipe
+    steps = recipe.epochs * (len(splits.train) // recipe.batch_size)
+    execution = choose(network, recipe.precision, device, choices(settings), steps=steps)
     started = _now()
-    with Watcher(run, settings.results / "tensorboard" / run.key, position) as watcher:
-        results, progress = train(run, splits=splits, network=network, checkpoint=checkpoint, observer=watcher)
+    with Watcher(run, settings.results / "tensorboard" / run.key, position) as watcher, stopping.heeding():
+        results, progress = train(
+            run,
+            splits=splits,
+            network=network,
+            checkpoint=checkpoint,
+            observer=watcher,
+            execution=execution,
+            checkpoint_seconds=CHECKPOINT_SECONDS,
+        )
     return {
+        "environment": machine | progress.execution.described(),
         "data": {
             "name": dataset.name,
             "train_sha256": dataset.train.sha256,

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 from bench.catalog import EXPERIMENTS
 from bench.errors import UserError
@@ -19,12 +20,18 @@ DEFAULTS = {
     "DATASETS": "datasets",
     "RESULTS": "results",
     "WEIGHTS": "",
+    "DEPTHWISE": "auto",
+    "COMPILE": "auto",
+    "CUDA_GRAPH": "auto",
 }
+
+Depthwise = Literal["auto", "reference"]
+Switch = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The eight choices, checked."""
+    """The choices, checked."""
 
     profile: str
     seeds: tuple[int, ...]
@@ -34,6 +41,9 @@ class Settings:
     datasets: Path
     results: Path
     weights: Path | None
+    depthwise: Depthwise = "auto"
+    compile: Switch = "auto"
+    cuda_graph: Switch = "auto"
 
     def experiments(self) -> list[Experiment]:
         """The catalog's experiments whose name matches ``only``, in the catalog's order.
@@ -53,7 +63,20 @@ def variable(name: str) -> str:
     return os.environ.get(name) or DEFAULTS[name]
 
 
-def settings(*, profile: str, seeds: str, device: str, jobs: str, only: str, datasets: str, results: str, weights: str) -> Settings:
+def settings(
+    *,
+    profile: str,
+    seeds: str,
+    device: str,
+    jobs: str,
+    only: str,
+    datasets: str,
+    results: str,
+    weights: str,
+    depthwise: str,
+    compile: str,
+    cuda_graph: str,
+) -> Settings:
     """Check the choices as a user writes them.
 
     Raises:
@@ -66,6 +89,13 @@ def settings(*, profile: str, seeds: str, device: str, jobs: str, only: str, dat
         raise UserError(f"SEEDS: expected whole numbers from 0, as in SEEDS='0 1 2', found {seeds!r}")
     if not jobs.isdecimal() or int(jobs) < 1:
         raise UserError(f"JOBS: expected a whole number from 1, found {jobs!r}")
+    for name, value, kind in (
+        ("DEPTHWISE", depthwise, Depthwise),
+        ("COMPILE", compile, Switch),
+        ("CUDA_GRAPH", cuda_graph, Switch),
+    ):
+        if value not in get_args(kind):
+            raise UserError(f"{name}: expected one of {', '.join(get_args(kind))}, found {value!r}")
     return Settings(
         profile=profile,
         seeds=tuple(dict.fromkeys(map(int, words))),
@@ -75,4 +105,7 @@ def settings(*, profile: str, seeds: str, device: str, jobs: str, only: str, dat
         datasets=Path(datasets).expanduser(),
         results=Path(results).expanduser(),
         weights=Path(weights).expanduser() if weights else None,
+        depthwise=cast(Depthwise, depthwise),
+        compile=cast(Switch, compile),
+        cuda_graph=cast(Switch, cuda_graph),
     )

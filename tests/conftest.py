@@ -11,6 +11,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 import data
 from bench.engine.checkpoint import CheckpointFolder
+from bench.engine.execution import Execution
 from bench.engine.train import put_on_device, train
 from bench.environment import make_deterministic, seed_for
 from bench.experiment import Experiment, Model, Recipe, Run
@@ -21,8 +22,9 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def pinned(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One thread and deterministic algorithms, so that numbers can be compared; no variable of the user's reaches a test."""
-    for name in ("PROFILE", "SEEDS", "DEVICE", "JOBS", "ONLY", "DATASETS", "RESULTS", "WEIGHTS"):
+    for name in ("PROFILE", "SEEDS", "DEVICE", "JOBS", "ONLY", "DATASETS", "RESULTS", "WEIGHTS", "DEPTHWISE", "COMPILE", "CUDA_GRAPH"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DEPTHWISE", "reference")  # a choice by measurement may come out otherwise the next time
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     make_deterministic()
@@ -77,7 +79,14 @@ class Recorder:
         self.resumed_after = len(entries)
 
 
-def train_small(run: Run, folder: Path, observer: Recorder | None = None, network: nn.Module | None = None) -> dict[str, Any]:
+def train_small(
+    run: Run,
+    folder: Path,
+    observer: Recorder | None = None,
+    network: nn.Module | None = None,
+    execution: Execution = Execution(),  # noqa: B008 - frozen
+    **options: Any,
+) -> dict[str, Any]:
     """Train the small network and return the results part of its record."""
     dataset = data.load(run.experiment.dataset)
     results, _ = train(
@@ -86,5 +95,7 @@ def train_small(run: Run, folder: Path, observer: Recorder | None = None, networ
         network=network or small_network(seed=run.seed),
         checkpoint=CheckpointFolder(folder),
         observer=observer or Recorder(),
+        execution=execution,
+        **options,
     )
     return results

@@ -92,7 +92,7 @@ def test_every_choice_is_a_flag_and_a_variable(monkeypatch: pytest.MonkeyPatch, 
     for name in DEFAULTS:
         monkeypatch.setenv(name, f"value of {name}")
         assert getattr(cli.parser().parse_args(["grid"]), name.lower()) == f"value of {name}"
-        assert f"--{name.lower()}" in text and f"${name}" in text
+        assert f"--{name.lower().replace('_', '-')}" in text and f"${name}" in text
 
 
 def test_list_names_every_experiment_with_its_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,12 +21,13 @@ def split(count: int = 7, side: int = 32, channels: int = 3, padding: int = 4) -
     return DeviceSplit(images(count, side, channels), labels, padding=padding, mean=mean, std=std, device=CPU)
 
 
-def test_training_batches_are_torchvisions_crop_flip_and_normalise() -> None:
+def test_augmented_batches_are_torchvisions_crop_flip_and_normalise() -> None:
     draws = draw_epoch(7, seed=1, epoch=2, padding=4, flip=True, device=CPU)
     assert draws.flip.any() and not draws.flip.all()
     raw = torch.from_numpy(images(7, 32, 3)).permute(0, 3, 1, 2)
     seen = 0
-    for batch, labels in split().training_batches(draws, 3):
+    for places in torch.arange(6).split(3):
+        batch, labels = split().augmented(draws, places)
         assert batch.shape == (3, 3, 32, 32) and batch.dtype == torch.float32
         assert batch.is_contiguous(memory_format=torch.channels_last)
         for image, label in zip(batch, labels, strict=True):
@@ -36,7 +37,7 @@ def test_training_batches_are_torchvisions_crop_flip_and_normalise() -> None:
             expected = reference.normalize(reference.to_dtype(expected, torch.float32, scale=True), list(MEAN), list(STD))
             torch.testing.assert_close(image, expected, rtol=1e-6, atol=1e-6)
             seen += 1
-    assert seen == 6, "the last incomplete batch is left out"
+    assert seen == 6
 
 
 def test_evaluation_batches_hold_every_image_once_unchanged() -> None:

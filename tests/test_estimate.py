@@ -2,7 +2,8 @@
 
 import pytest
 
-from bench.experiment import Model
+from bench.engine.execution import Choices
+from bench.experiment import Model, Recipe
 from bench.measure.estimate import Estimator, duration
 from tests.conftest import CPU, small_run
 
@@ -12,12 +13,12 @@ IMAGES = {"train": 1000, "validation": 100, "test": 400}
 def test_frozen_epochs_and_evaluation_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
 
-    def measure(self: Estimator, model: Model, batch_size: int, frozen: bool, classes: int) -> tuple[float, float]:
+    def measure(self: Estimator, model: Model, recipe: Recipe, frozen: bool, classes: int) -> tuple[float, float]:
         measured.append(frozen)
         return (0.01 if frozen else 0.03), 0.002
 
     monkeypatch.setattr(Estimator, "_measure", measure)
-    estimator = Estimator(CPU)
+    estimator = Estimator(CPU, Choices())
     run = small_run(epochs=4, regime="F2", frozen_epochs=1, validation_fraction=0.1)
     assert estimator.seconds(run, images=IMAGES, classes=10) == pytest.approx(1 * 10 + 3 * 30 + 4 * 1)
     assert estimator.seconds(run, images=IMAGES, classes=10) == pytest.approx(104)
@@ -25,7 +26,7 @@ def test_frozen_epochs_and_evaluation_are_timed_apart(monkeypatch: pytest.Monkey
 
 
 def test_a_network_is_timed_on_the_device() -> None:
-    seconds = Estimator(CPU).seconds(small_run(epochs=1, batch_size=2), images=IMAGES, classes=10)
+    seconds = Estimator(CPU, Choices()).seconds(small_run(epochs=1, batch_size=2), images=IMAGES, classes=10)
     assert 0.1 < seconds < 600
 
 

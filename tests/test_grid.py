@@ -28,7 +28,7 @@ from tests.conftest import small_network
 
 
 def chosen(results: Path, **values: str) -> Settings:
-    given = DEFAULTS | {"PROFILE": "smoke", "DEVICE": "cpu", "RESULTS": str(results)} | values
+    given = DEFAULTS | {"PROFILE": "smoke", "DEVICE": "cpu", "DEPTHWISE": "reference", "RESULTS": str(results)} | values
     return settings(**{name.lower(): value for name, value in given.items()})
 
 

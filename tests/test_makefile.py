@@ -434,7 +434,7 @@ def test_continuous_integration_runs_the_documented_commands() -> None:
     assert os.access(script, os.X_OK)
     assert re.findall(r"^step (.*)", script.read_text(), re.MULTILINE) == [
         "make venv",
-        "make test",
         "make check",
         "make smoke",
+        "make test",
     ]

@@ -13,6 +13,7 @@ from torchvision.models import ConvNeXt
 import data
 from bench.engine.checkpoint import Busy, CheckpointFolder
 from bench.engine.evaluate import evaluate
+from bench.engine.execution import Execution
 from bench.engine.train import best_epoch, build_network, plateaued, put_on_device, results, schedule
 from bench.errors import UserError
 from bench.experiment import Recipe, canonical_json
@@ -170,7 +171,7 @@ def test_evaluation_counts_every_image(tmp_path: Path) -> None:
             labels[15:] = (labels[15:] + 1) % 10
             return nn.functional.one_hot(labels, 10).float() * 100
 
-    counts = evaluate(Oracle(), splits.test, torch.autocast("cpu", enabled=False))
+    counts = evaluate(Oracle(), splits.test, small_run().experiment.recipe, Execution())
     assert (counts["correct"], counts["images"]) == (15, 20)
     assert counts["loss"] == pytest.approx(100 * 5 / 20)
 

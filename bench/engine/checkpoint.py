@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
+from torch import Tensor
 
 from bench.errors import UserError
 from bench.ledger import write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Busy(Exception):
@@ -61,9 +61,9 @@ class CheckpointFolder:
         """Replace ``last.pt`` in one atomic step; ``state`` holds tensors and plain values only."""
         write_atomically(self.last, lambda file: torch.save({"schema": SCHEMA, **state}, file))
 
-    def save_best(self, network: nn.Module) -> None:
-        """Replace ``best.pt``: the network's state dict, nothing else."""
-        write_atomically(self.best, lambda file: torch.save(network.state_dict(), file))
+    def save_best(self, network: dict[str, Tensor]) -> None:
+        """Replace ``best.pt``: a network's state dict, nothing else."""
+        write_atomically(self.best, lambda file: torch.save(network, file))
 
     def load(self, configuration_sha256: str, device: torch.device) -> dict[str, Any] | None:
         """Return the last state, or None where the run has none.

@@ -79,22 +79,20 @@ class DeviceSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def training_batches(self, draws: Draws, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield augmented ``[B, 3, 32, 32]`` float32 images (channels last in memory) and ``[B]`` labels.
+    def augmented(self, draws: Draws, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Return augmented ``[B, 3, 32, 32]`` float32 images (channels last in memory) and their ``[B]`` labels.
 
-        The last ``N mod batch_size`` images of the epoch's order are left out, so that all batches have one shape.
+        Args:
+            places: ``[B]`` places in the epoch's order, on the device.
         """
-        for start in range(0, len(self) - batch_size + 1, batch_size):
-            now = slice(start, start + batch_size)
-            index = draws.order[now]
-            columns = torch.where(draws.flip[now, None], self._offsets.flip(0), self._offsets)
-            # gather, crop and flip are one indexing: [B, 1, 1], [B, H, 1] and [B, 1, W] select [B, H, W, C]
-            rows = (draws.top[now, None] + self._offsets)[:, :, None]
-            columns = (draws.left[now, None] + columns)[:, None, :]
-            yield self._normalise(self.images[index[:, None, None], rows, columns]), self.labels[index]
+        index, flip = draws.order[places], draws.flip[places]
+        # gather, crop and flip are one indexing: [B, 1, 1], [B, H, 1] and [B, 1, W] select [B, H, W, C]
+        rows = (draws.top[places, None] + self._offsets)[:, :, None]
+        columns = draws.left[places, None] + torch.where(flip[:, None], self._offsets.flip(0), self._offsets)
+        return self._normalise(self.images[index[:, None, None], rows, columns[:, None, :]]), self.labels[index]
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every image once, in order, not augmented, as :meth:`training_batches` does; the last batch may be smaller."""
+        """Yield every image once, in order, not augmented, as :meth:`augmented` gives them; the last batch may be smaller."""
         inner = slice(self.padding, self.padding + SIDE)
         for start in range(0, len(self), batch_size):
             now = slice(start, start + batch_size)

@@ -7,21 +7,24 @@ from torch import nn
 from torch.nn import functional
 
 from bench.engine.device_data import DeviceSplit
+from bench.engine.execution import Execution
+from bench.experiment import Recipe
 
 BATCH = 500
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: DeviceSplit, autocast: torch.autocast) -> dict[str, Any]:
+def evaluate(network: nn.Module, split: DeviceSplit, recipe: Recipe, execution: Execution) -> dict[str, Any]:
     """Return ``loss`` (mean cross-entropy without smoothing, in nats), ``correct`` and ``images`` (counts).
 
     Reads from the device once, at the end.
     """
     network.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=split.labels.device)
-    correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
+    device = split.labels.device
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
     for images, labels in split.batches(BATCH):
-        with autocast:
+        with execution.precision(device, recipe.precision):
             logits = network(images)
         loss += functional.cross_entropy(logits.float(), labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()

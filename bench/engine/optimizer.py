@@ -43,6 +43,7 @@ def adamw(network: nn.Module, recipe: Recipe, part_of: Callable[[str], str]) -> 
         lr=recipe.head_lr,
         betas=recipe.betas,
         fused=True,
+        capturable=next(network.parameters()).is_cuda,  # its step count lives on the device, as a captured graph needs
     )
 
 
@@ -55,9 +56,3 @@ def cosine_with_warmup(step: int, *, steps: int, warmup_steps: int) -> float:
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
-
-
-def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set each group's learning rate to ``factor`` times its peak."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor

@@ -1,31 +1,36 @@
 """Train one run. Reads top to bottom: data, network, resume, epochs, final numbers.
 
-1. A run always continues from its last checkpoint when there is one.
+1. A run always continues from its last checkpoint when there is one: the end of an epoch, or wherever a signal asked it to stop.
 2. Everything random in an epoch is drawn from (seed, epoch): order, crops, flips, stochastic depth.
 3. Nothing is read back from the device inside an epoch; losses and counts accumulate there.
-4. A loss that is not finite ends the run as ``diverged``; the checkpoint of the epoch before stays.
+4. After a loss that is not finite no step changes the weights; the run ends with its epoch, as ``diverged``, and the checkpoint of
+   an epoch before stays.
 """
 
 import hashlib
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from bench import stopping
 from bench.engine import network as networks
 from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.device_data import IMAGENET_MEAN, IMAGENET_STD, DeviceSplit, draw_epoch
 from bench.engine.evaluate import accuracy, evaluate
-from bench.engine.optimizer import adamw, cosine_with_warmup, set_learning_rates
+from bench.engine.execution import Execution
+from bench.engine.optimizer import adamw, cosine_with_warmup
 from bench.engine.regime import release, trained_parts
+from bench.engine.step import TrainingStep
 from bench.engine.subset import first_per_class, stratified_split
 from bench.environment import seed_for
 from bench.experiment import Recipe, Run
 from data import Dataset
+from models.depthwise import use_methods
 
 Entry = dict[str, Any]
 
@@ -47,10 +52,12 @@ class Observer(Protocol):
 class Progress:
     """What a run has so far; all of it is in the checkpoint."""
 
-    epochs: list[Entry]
-    timings: list[Entry]
+    epochs: list[Entry] = field(default_factory=list)
+    timings: list[Entry] = field(default_factory=list)
     restarts: int = 0
     diverged: bool = False
+    execution: Execution = field(default_factory=Execution)
+    partial: dict[str, Any] | None = None  # of an epoch that was left in its middle
 
 
 @dataclass(frozen=True)
@@ -101,127 +108,124 @@ def build_network(run: Run, classes: int, initial: dict[str, Tensor] | None, dev
 
 
 def train(
-    run: Run, *, splits: Splits, network: nn.Module, checkpoint: CheckpointFolder, observer: Observer
+    run: Run,
+    *,
+    splits: Splits,
+    network: nn.Module,
+    checkpoint: CheckpointFolder,
+    observer: Observer,
+    execution: Execution = Execution(),  # noqa: B008 - frozen
+    checkpoint_seconds: float = 0,
 ) -> tuple[dict[str, Any], Progress]:
     """Train ``network`` in place and return the results part of the record, and the progress with its timings.
 
     Args:
         splits: from :func:`put_on_device`.
         network: from :func:`build_network`; the checkpoint's weights replace its own.
-        checkpoint: where the state after each epoch goes, and where an earlier one is looked for.
+        checkpoint: where the state after an epoch goes, and where an earlier one is looked for.
+        execution: the mode, unless a checkpoint holds the one that the run began with.
+        checkpoint_seconds: an epoch that ends sooner after the last checkpoint leaves none; 0: every epoch does. The state takes
+            as long to write as a GPU takes for an epoch.
 
     Raises:
         UserError: the checkpoint cannot be read or written.
     """
     experiment, recipe = run.experiment, run.experiment.recipe
     device = splits.train.labels.device
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16")
 
-    # ---- optimizer and schedule --------------------------------------------------------------------------------------
+    # ---- optimizer ---------------------------------------------------------------------------------------------------
     part_of = networks.FAMILIES[experiment.model.family].part_of
     parts = networks.by_part(network, part_of)
     optimizer = adamw(network, recipe, part_of)
-    steps_per_epoch = len(splits.train) // recipe.batch_size
-    assert steps_per_epoch > 0, "a batch is larger than the training split"
+    steps = len(splits.train) // recipe.batch_size
+    assert steps > 0, "a batch is larger than the training split"
 
     # ---- resume ------------------------------------------------------------------------------------------------------
-    progress = Progress([], [])
+    progress = Progress(execution=execution)
     if state := checkpoint.load(run.configuration_sha256, device):
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
-        progress = Progress(state["epochs"], state["timings"], state["restarts"] + 1)
+        state["progress"]["execution"] = Execution(**state["progress"]["execution"])
+        progress = Progress(**state["progress"])
+        progress.restarts += 1
         observer.resumed(progress.epochs, progress.timings)
+    use_methods(network, progress.execution.depthwise)
+
+    def save() -> None:
+        checkpoint.save(
+            {
+                "configuration_sha256": run.configuration_sha256,
+                "network": network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "progress": asdict(progress),
+            }
+        )
 
     # ---- epochs ------------------------------------------------------------------------------------------------------
+    best: dict[str, Tensor] | None = None  # the best epoch's weights, until they are on disk
+    trained: frozenset[str] | None = None
+    saved = time.monotonic()
     while len(progress.epochs) < recipe.epochs and not plateaued(progress.epochs, recipe):
         epoch = len(progress.epochs) + 1
-        trained = trained_parts(experiment.regime, epoch=epoch, frozen_epochs=recipe.frozen_epochs)
-        trainable = release(parts, trained)
-
-        started = time.perf_counter()
-        training = train_epoch(
-            network,
-            optimizer,
-            splits.train,
-            recipe,
-            autocast,
-            seed=run.seed,
-            epoch=epoch,
-            steps=steps_per_epoch,
-            observer=observer,
-        )
+        started = time.perf_counter() - (progress.partial["seconds"] if progress.partial else 0)
+        if trained != (trained := trained_parts(experiment.regime, epoch=epoch, frozen_epochs=recipe.frozen_epochs)):
+            trainable = release(parts, trained)
+            step = TrainingStep(network, optimizer, splits.train, recipe, progress.execution, steps=steps)
+        network.train()
+        for done in steps_of(step, splits.train, recipe, seed=run.seed, epoch=epoch, steps=steps, partial=progress.partial):
+            observer.step(epoch, done, steps)
+            if stopping.wanted():
+                if best:
+                    checkpoint.save_best(best)
+                progress.partial = step.partial() | {"seconds": time.perf_counter() - started}
+                save()
+                stopping.leave()
+        progress.partial = None
+        loss, correct = step.end_epoch()
         trained_at = time.perf_counter()
-        if training is None:
+        if not math.isfinite(loss):
             progress.diverged = True
             break
         entry = {
             "epoch": epoch,
             "trainable_parameters": trainable,
-            "learning_rate_factor": schedule(recipe, epoch * steps_per_epoch - 1, steps_per_epoch),  # at its last step
-            "train": training,
-            "validation": evaluate(network, splits.validation, autocast) if splits.validation else None,
-            "test": evaluate(network, splits.test, autocast),
+            "learning_rate_factor": schedule(recipe, epoch * steps - 1, steps),  # at its last step
+            "train": {"loss": loss, "correct": correct, "images": steps * recipe.batch_size},
+            "validation": evaluate(network, splits.validation, recipe, progress.execution) if splits.validation else None,
+            "test": evaluate(network, splits.test, recipe, progress.execution),
         }
         if gates := networks.gates(network):
             entry["gates"] = {site: alpha.item() for site, alpha in gates.items()}
         progress.epochs.append(entry)
         progress.timings.append({"train_seconds": trained_at - started, "evaluation_seconds": time.perf_counter() - trained_at})
         if best_epoch(progress.epochs, selecting_split(recipe)) is entry:
-            checkpoint.save_best(network)
-        checkpoint.save(
-            {
-                "configuration_sha256": run.configuration_sha256,
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "epochs": progress.epochs,
-                "timings": progress.timings,
-                "restarts": progress.restarts,
-            }
-        )
+            best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        if epoch == recipe.epochs or time.monotonic() - saved >= checkpoint_seconds:
+            if best:
+                checkpoint.save_best(best)
+                best = None
+            save()
+            saved = time.monotonic()
         observer.epoch(entry, progress.timings[-1])
+    if best:  # stopped early, or diverged, between two checkpoints
+        checkpoint.save_best(best)
 
     # ---- final numbers -----------------------------------------------------------------------------------------------
     return results(progress.epochs, recipe, diverged=progress.diverged, weights_sha256=sha256_of_weights(network)), progress
 
 
-def train_epoch(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    split: DeviceSplit,
-    recipe: Recipe,
-    autocast: torch.autocast,
-    *,
-    seed: int,
-    epoch: int,
-    steps: int,
-    observer: Observer,
-) -> Entry | None:
-    """Train for one epoch.
-
-    Returns:
-        ``loss`` (mean over the images, with smoothing, in nats), ``correct`` and ``images`` (counts); None if the loss diverged.
-    """
-    network.train()
+def steps_of(
+    step: TrainingStep, split: DeviceSplit, recipe: Recipe, *, seed: int, epoch: int, steps: int, partial: dict[str, Any] | None
+) -> Iterator[int]:
+    """Queue an epoch's steps one by one, and yield after each how many there are; a partial epoch goes on where it was left."""
     torch.manual_seed(seed_for(seed, epoch, "stochastic depth"))
-    device = split.labels.device
-    draws = draw_epoch(len(split), seed=seed, epoch=epoch, padding=recipe.crop_padding, flip=recipe.flip, device=device)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    for step, (images, labels) in enumerate(split.training_batches(draws, recipe.batch_size)):
-        set_learning_rates(optimizer, schedule(recipe, (epoch - 1) * steps + step, steps))
-        with autocast:
-            logits = network(images)
-        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        loss_sum += loss.detach()
-        correct += (logits.detach().argmax(1) == labels).sum()
-        observer.step(epoch, step + 1, steps)
-    mean_loss = loss_sum.item() / steps
-    if not math.isfinite(mean_loss):
-        return None
-    return {"loss": mean_loss, "correct": int(correct.item()), "images": steps * recipe.batch_size}
+    step.begin_epoch(
+        draw_epoch(len(split), seed=seed, epoch=epoch, padding=recipe.crop_padding, flip=recipe.flip, device=split.labels.device),
+        [schedule(recipe, (epoch - 1) * steps + i, steps) for i in range(steps)],
+    )
+    for done in range(step.go_on(partial) if partial else 0, steps):
+        step()
+        yield done + 1
 
 
 def schedule(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

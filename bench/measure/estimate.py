@@ -7,15 +7,20 @@ import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from torch.nn import functional
 
 from bench.engine import network as networks
-from bench.engine.evaluate import BATCH
+from bench.engine.device_data import DeviceSplit, draw_epoch
+from bench.engine.evaluate import BATCH, evaluate
+from bench.engine.execution import Choices, choose
+from bench.engine.optimizer import adamw
 from bench.engine.regime import ADDED, EVERYTHING, release, trained_parts
-from bench.experiment import Model, Run
+from bench.engine.step import STEPS_BEFORE_CAPTURE, TrainingStep
+from bench.experiment import Model, Precision, Recipe, Run
+from models.depthwise import use_methods
 
-TIMED_STEPS = 3  # after one that warms up; their median
+TIMED_STEPS = 3  # after some that warm up; their median
 
 
 class Estimator:
@@ -23,11 +28,13 @@ class Estimator:
 
     Args:
         device: where the runs will train.
+        choices: the user's, so that the steps timed are the steps that will run.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, choices: Choices) -> None:
         self._device = device
-        self._per_image: dict[tuple[Model, int, bool], tuple[float, float]] = {}
+        self._choices = choices
+        self._per_image: dict[tuple[Model, int, Precision, bool], tuple[float, float]] = {}
 
     def seconds(self, run: Run, *, images: dict[str, int], classes: int) -> float:
         """Estimate one run.
@@ -40,43 +47,48 @@ class Estimator:
         total = 0.0
         for epoch in range(1, recipe.epochs + 1):
             trained = trained_parts(run.experiment.regime, epoch=epoch, frozen_epochs=recipe.frozen_epochs)
-            training, evaluating = self._seconds_per_image(run.experiment.model, recipe.batch_size, trained <= ADDED, classes)
+            training, evaluating = self._seconds_per_image(run.experiment.model, recipe, trained <= ADDED, classes)
             total += training * images["train"] + evaluating * (images["test"] + images["validation"])
         return total
 
-    def _seconds_per_image(self, model: Model, batch_size: int, frozen: bool, classes: int) -> tuple[float, float]:
-        key = (model, batch_size, frozen)
+    def _seconds_per_image(self, model: Model, recipe: Recipe, frozen: bool, classes: int) -> tuple[float, float]:
+        key = (model, recipe.batch_size, recipe.precision, frozen)
         if key not in self._per_image:
-            self._per_image[key] = self._measure(model, batch_size, frozen, classes)
+            self._per_image[key] = self._measure(model, recipe, frozen, classes)
         return self._per_image[key]
 
-    def _measure(self, model: Model, batch_size: int, frozen: bool, classes: int) -> tuple[float, float]:
+    def _measure(self, model: Model, recipe: Recipe, frozen: bool, classes: int) -> tuple[float, float]:
         network = networks.build(model, classes=classes, seed=0)
         network = network.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        parts = networks.by_part(network, networks.FAMILIES[model.family].part_of)
-        release(parts, ADDED if frozen else EVERYTHING)
-        optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-        autocast = torch.autocast(self._device.type, dtype=torch.bfloat16)
-        images = torch.randn(max(batch_size, BATCH), 3, 32, 32, device=self._device).to(memory_format=torch.channels_last)
-        labels = torch.zeros(batch_size, dtype=torch.int64, device=self._device)
+        execution = choose(network, recipe.precision, self._device, self._choices, steps=TIMED_STEPS)  # never worth compiling
+        use_methods(network, execution.depthwise)
+        part_of = networks.FAMILIES[model.family].part_of
+        release(networks.by_part(network, part_of), ADDED if frozen else EVERYTHING)
+        images = max(recipe.batch_size, BATCH)
+        split = DeviceSplit(
+            np.zeros((images, 32, 32, 3), np.uint8),
+            np.zeros(images, np.uint8),
+            padding=recipe.crop_padding,
+            mean=(0.5,),
+            std=(0.5,),
+            device=self._device,
+        )
+        warm_up = 1 + STEPS_BEFORE_CAPTURE * execution.cuda_graph
+        step = TrainingStep(network, adamw(network, recipe, part_of), split, recipe, execution, steps=warm_up + TIMED_STEPS)
+        draws = draw_epoch(images, seed=0, epoch=1, padding=recipe.crop_padding, flip=recipe.flip, device=self._device)
 
-        def step() -> None:
-            with autocast:
-                logits = network(images[:batch_size])
-            optimizer.zero_grad(set_to_none=True)
-            functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        def from_the_start() -> None:
+            step.begin_epoch(draws, [0.0] * (warm_up + TIMED_STEPS))  # the same images again and again
+            step()
 
-        @torch.no_grad()
-        def evaluation() -> None:
-            with autocast:
-                network(images[:BATCH])
+        network.train()
+        for _ in range(warm_up):
+            from_the_start()
+        training = statistics.median(self._timed(from_the_start) for _ in range(TIMED_STEPS))
+        evaluating = min(self._timed(lambda: evaluate(network, split, recipe, execution)) for _ in range(2))
+        return training / recipe.batch_size, evaluating / images
 
-        training = statistics.median(self._timed(step) for _ in range(1 + TIMED_STEPS))
-        network.eval()
-        return training / batch_size, min(self._timed(evaluation) for _ in range(2)) / BATCH
-
-    def _timed(self, work: Callable[[], None]) -> float:
+    def _timed(self, work: Callable[[], object]) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         started = time.perf_counter()

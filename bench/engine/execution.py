@@ -1,0 +1,200 @@
+"""How a run's steps are computed on this device: choices that change its speed, and its results by rounding alone.
+
+Results are the same bit for bit within one mode only, so a run keeps the mode it began with (its checkpoint holds it), its record
+names it, and what a choice was measured on is kept beside the ledger, so that the next run on this device makes the same choice.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bench import environment
+from bench.engine.bf16 import Bf16InFp32
+from bench.errors import UserError
+from bench.experiment import Precision, canonical_json
+from bench.ledger import write_atomically
+from models.depthwise import METHODS, Method, depthwise_maps, use_methods
+
+Switch = Literal["auto", "on", "off"]
+
+FASTER_BY = 1.2  # a method replaces the one before it only where it takes less than 1 / 1.2 of its time: noise must not choose
+LARGEST_SIDE = 8  # pixels; on larger maps the products of positions outnumber the taps' by far
+TIMED = 5  # measurements of each method, after one that warms up; the shortest decides, for other work can only lengthen them
+BATCH = 128  # images of a measurement: the recipes' batch
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One mode. The default is the reference: plain PyTorch, step by step."""
+
+    depthwise: Mapping[int, Method] = field(default_factory=dict)  # by the map's side; the rest are convolutions
+    bf16: Literal["units", "fp32"] = "units"  # the processor's own arithmetic, or fp32 on rounded operands
+    compiled: bool = False
+    cuda_graph: bool = False
+
+    @contextmanager
+    def precision(self, device: torch.device, precision: Precision) -> Iterator[None]:
+        """Within it, a forward pass computes in the recipe's precision."""
+        lower = precision == "bf16"
+        rounding = Bf16InFp32() if lower and self.bf16 == "fp32" else nullcontext()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=lower), rounding:
+            yield
+
+    def described(self) -> dict[str, Any]:
+        """The mode in a record's words."""
+        methods = ", ".join(f"{side}x{side} {method}" for side, method in sorted(self.depthwise.items()))
+        return asdict(self) | {"depthwise": methods or "convolution"}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user leaves to measurement (``auto``) and what not."""
+
+    depthwise: Literal["auto", "reference"] = "auto"
+    compile: Switch = "auto"
+    cuda_graph: Switch = "auto"
+    kept: Path | None = None  # the file of earlier measurements; None: measure anew
+
+
+# From how many steps of a run compilation has paid for its own warm-up; None: it does not. Two CPU cores: 87 s of compiling
+# ConvNeXt-Tiny for steps that are no faster (fp32, the faster depthwise methods on: 0.9 to 1.0 of the eager speed).
+# CUDA: not measured yet.
+COMPILE_FROM_STEPS: dict[str, int | None] = {"cpu": None, "cuda": None}
+
+
+def choose(network: nn.Module, precision: Precision, device: torch.device, choices: Choices, *, steps: int) -> Execution:
+    """Choose the mode for a run.
+
+    Args:
+        network: on any device; it is not changed.
+        steps: optimizer steps of the whole run.
+
+    Raises:
+        UserError: the file of measurements cannot be read or written, or a switch asks for what the device has not.
+    """
+    if choices.cuda_graph == "on" and device.type != "cuda":
+        raise UserError(f"CUDA_GRAPH=on: expected a CUDA device, found {device.type}; set CUDA_GRAPH=auto")
+    measured = Measurements(device, choices.kept)
+    bf16 = measured.bf16() if precision == "bf16" else "units"
+    methods: dict[int, Method] = {}
+    if choices.depthwise == "auto":
+        arithmetic = Execution(bf16=bf16)
+        for side, width in sorted(depthwise_maps(network)):
+            if side <= LARGEST_SIDE and (method := measured.depthwise(side, width, precision, arithmetic)) != "convolution":
+                methods[side] = method
+    pays_from = COMPILE_FROM_STEPS[device.type]
+    return Execution(
+        depthwise=methods,
+        bf16=bf16,
+        compiled=choices.compile == "on" or (choices.compile == "auto" and pays_from is not None and steps >= pays_from),
+        cuda_graph=device.type == "cuda" and choices.cuda_graph != "off",
+    )
+
+
+class Measurements:
+    """Seconds of each alternative on this device, measured once and kept in a file.
+
+    Args:
+        kept: the file; None keeps them for this object alone.
+
+    Raises:
+        UserError: the file is no such file.
+    """
+
+    def __init__(self, device: torch.device, kept: Path | None) -> None:
+        self._device = device
+        self._kept = kept
+        threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        self._machine = f"{environment.device_name(device)}{threads}, torch {torch.__version__}"
+        self._seconds: dict[str, dict[str, float]] = self._read().get(self._machine, {})
+
+    def bf16(self) -> Literal["units", "fp32"]:
+        """How to compute in bf16: a linear layer's forward and backward pass decides. A GPU has units."""
+        if self._device.type != "cpu":
+            return "units"
+
+        def times() -> dict[str, float]:
+            layer = nn.Linear(384, 1536)
+            x = torch.randn(4 * BATCH, 384, requires_grad=True)
+            return {
+                "units": self._timed(lambda: layer(x), Execution()),
+                "fp32": self._timed(lambda: layer(x), Execution(bf16="fp32")),
+            }
+
+        seconds = self._once("bf16", times)
+        return "fp32" if seconds["fp32"] * FASTER_BY < seconds["units"] else "units"
+
+    def depthwise(self, side: int, width: int, precision: Precision, arithmetic: Execution) -> Method:
+        """The method for 7x7 depthwise convolutions of ``width`` channels on maps of ``side``."""
+
+        def times() -> dict[str, float]:
+            convolution = nn.Conv2d(width, width, 7, padding=3, groups=width).to(self._device)
+            x = torch.randn(BATCH, width, side, side, device=self._device).to(memory_format=torch.channels_last).requires_grad_()
+            seconds: dict[str, float] = {}
+            for method in METHODS:
+                use_methods(convolution, {side: method})
+                seconds[method] = self._timed(lambda: convolution(x), arithmetic, precision)
+            return seconds
+
+        key = f"depthwise {side}x{side}x{width} {precision}" + (f" in {arithmetic.bf16}" if precision == "bf16" else "")
+        seconds = self._once(key, times)
+        chosen: Method = "convolution"
+        for method in METHODS:
+            if seconds[method] * FASTER_BY < seconds[chosen]:
+                chosen = method
+        return chosen
+
+    def _once(self, key: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        if key not in self._seconds:
+            self._seconds[key] = measure()
+            self._keep()
+        return self._seconds[key]
+
+    def _keep(self) -> None:
+        if self._kept is None:
+            return
+        everything = self._read()
+        # what another process has kept meanwhile comes first: all runs of a ledger make the same choice
+        self._seconds |= everything.get(self._machine, {})
+        text = canonical_json(everything | {self._machine: self._seconds}).encode()
+        write_atomically(self._kept, lambda file: file.write(text))
+
+    def _read(self) -> dict[str, dict[str, dict[str, float]]]:
+        if self._kept is None or not self._kept.exists():
+            return {}
+        try:
+            content = json.loads(self._kept.read_bytes())
+            return {
+                machine: {key: {name: float(value) for name, value in seconds.items()} for key, seconds in by_key.items()}
+                for machine, by_key in content.items()
+            }
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self._kept}: expected measurements in JSON, found {error}; delete the file to measure again"
+            ) from error
+
+    def _timed(self, forward: Callable[[], Tensor], execution: Execution, precision: Precision = "bf16") -> float:
+        """Seconds of a forward and a backward pass."""
+
+        def once() -> float:
+            self._synchronize()
+            started = time.perf_counter()
+            with execution.precision(self._device, precision):
+                y = forward()
+            y.backward(torch.ones_like(y))  # type: ignore[no-untyped-call]
+            self._synchronize()
+            return time.perf_counter() - started
+
+        once()
+        return min(once() for _ in range(TIMED))
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)

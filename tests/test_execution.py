@@ -1,0 +1,292 @@
+"""How steps are computed: every mode gives the same numbers to rounding, the choice is measured once, and a run keeps it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import data
+from bench.engine.bf16 import Bf16InFp32
+from bench.engine.checkpoint import CheckpointFolder
+from bench.engine.device_data import DeviceSplit, draw_epoch
+from bench.engine.execution import COMPILE_FROM_STEPS, Choices, Execution, Measurements, choose
+from bench.engine.network import FAMILIES
+from bench.engine.optimizer import adamw
+from bench.engine.step import TrainingStep
+from bench.engine.train import build_network, put_on_device, train
+from bench.errors import UserError
+from bench.experiment import Recipe, canonical_json
+from models.convnext import convnext_tiny
+from models.depthwise import DepthwiseConv2d, depthwise_maps
+from models.vit import vit
+from tests.conftest import CPU, Recorder, small_network, small_run, train_small
+
+PAIRS = Execution(depthwise={1: "pairs", 2: "pairs", 4: "pairs"})
+MATRIX = Execution(depthwise={1: "matrix", 2: "matrix", 4: "matrix", 8: "matrix"})
+
+
+def losses(record: dict[str, Any]) -> list[float]:
+    return [entry[split]["loss"] for entry in record["epochs"] for split in ("train", "test")]
+
+
+# ---- the modes agree ---------------------------------------------------------------------------------------------------
+
+
+# torch's own tracer makes an instance of the autograd function that it traces, and deprecates doing so
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("execution", "precision", "tolerance"),
+    [
+        (PAIRS, "fp32", 1e-5),
+        (MATRIX, "fp32", 1e-5),
+        (Execution(compiled=True), "fp32", 1e-5),
+        (replace(PAIRS, compiled=True), "fp32", 1e-5),
+        (PAIRS, "bf16", 3e-3),
+        (Execution(bf16="fp32"), "bf16", 3e-3),
+        (replace(PAIRS, bf16="fp32"), "bf16", 3e-3),
+    ],
+)
+def test_every_mode_gives_the_references_losses(execution: Execution, precision: str, tolerance: float, tmp_path: Path) -> None:
+    """Over 12 steps; a wrong operand, mask or rate would move the losses by far more."""
+    run = small_run(precision=precision)
+    reference = train_small(run, tmp_path / "reference")
+    found = train_small(run, tmp_path / "other", execution=execution)
+    assert losses(found) == pytest.approx(losses(reference), rel=tolerance)
+
+
+def test_the_faster_methods_are_really_on(tmp_path: Path) -> None:
+    network = small_network()
+    train_small(small_run(epochs=1), tmp_path, network=network, execution=PAIRS)
+    convolutions = [module for module in network.modules() if isinstance(module, DepthwiseConv2d)]
+    assert len(convolutions) == 4 and all(module.methods == PAIRS.depthwise for module in convolutions)
+
+
+@pytest.mark.parametrize("build", [lambda: convnext_tiny(classes=10), lambda: vit(classes=10)], ids=["convnext", "vit"])
+def test_bf16_in_fp32_is_bf16(build: Callable[[], nn.Module]) -> None:
+    """Its gradients are as near to the units' as these are to fp32's, and every parameter has one."""
+    torch.manual_seed(0)
+    network = build().train(False)
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+
+    def gradients(precision: str, execution: Execution) -> torch.Tensor:
+        network.zero_grad(set_to_none=True)
+        with execution.precision(CPU, precision):  # type: ignore[arg-type]
+            logits = network(images)
+        assert logits.dtype == (torch.float32 if precision == "fp32" else torch.bfloat16)
+        functional.cross_entropy(logits.float(), labels).backward()
+        assert all(parameter.grad is not None for parameter in network.parameters())
+        return torch.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
+
+    exact = gradients("fp32", Execution())
+    units, emulated = gradients("bf16", Execution()), gradients("bf16", Execution(bf16="fp32"))
+    error = (units - exact).norm()
+    assert 0 < (emulated - exact).norm() < 1.5 * error
+    assert (emulated - units).norm() < 1.5 * error
+
+
+def test_bf16_in_fp32_rounds_its_operands() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(layer.weight, 1 + 2**-9)  # halfway between two bf16 values: to even, 1
+    with Bf16InFp32(), torch.autocast("cpu", torch.bfloat16):
+        y = layer(torch.tensor([[3.0]]))
+    assert y.dtype == torch.bfloat16 and y.item() == 3
+    y.backward()
+    assert layer.weight.grad is not None and layer.weight.grad.item() == 3
+
+
+# ---- one step ----------------------------------------------------------------------------------------------------------
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a value goes from a tensor to Python, which on a GPU would wait for it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def small_step(execution: Execution, steps: int = 4) -> tuple[TrainingStep, DeviceSplit]:
+    dataset = data.load("tiny_fashion_mnist")
+    split = DeviceSplit(dataset.train.images[:40], dataset.train.labels[:40], padding=4, mean=(0.3,), std=(0.3,), device=CPU)
+    network, recipe = small_network(), Recipe(epochs=1, batch_size=10)
+    optimizer = adamw(network, recipe, FAMILIES["convnext_tiny"].part_of)
+    step = TrainingStep(network, optimizer, split, recipe, execution, steps=steps)
+    step.begin_epoch(draw_epoch(40, seed=0, epoch=1, padding=4, flip=True, device=CPU), [1.0] * steps)
+    return step, split
+
+
+@pytest.mark.parametrize("execution", [Execution(), PAIRS, MATRIX])
+def test_nothing_is_read_back_inside_an_epoch(execution: Execution) -> None:
+    step, _ = small_step(execution)
+    step()  # the optimizer makes its state
+    with Reads() as reads:
+        step()
+        step()
+    assert reads.count == 0
+    with reads:
+        step.end_epoch()
+    assert reads.count > 0, "the counter counts"
+
+
+def test_no_step_after_a_bad_loss_touches_the_weights() -> None:
+    dataset = data.load("tiny_fashion_mnist")
+    images = np.zeros((20, 32, 32, 3), np.uint8)
+    split = DeviceSplit(images, dataset.train.labels[:20], padding=0, mean=(0.5,), std=(0.5,), device=CPU)
+    network, recipe = small_network(), Recipe(epochs=1, batch_size=10)
+    step = TrainingStep(network, adamw(network, recipe, FAMILIES["convnext_tiny"].part_of), split, recipe, Execution(), steps=2)
+    step.begin_epoch(draw_epoch(20, seed=0, epoch=1, padding=0, flip=False, device=CPU), [1.0, 1.0])
+    bad = True
+    network.register_forward_hook(lambda module, inputs, logits: logits * float("nan") if bad else None)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    step()
+    bad = False
+    step()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not np.isfinite(step.end_epoch()[0])
+
+
+def test_checkpoints_may_be_further_apart_than_epochs(tmp_path: Path) -> None:
+    saved = []
+
+    class Looks(Recorder):
+        def epoch(self, entry: dict[str, Any], timing: dict[str, Any]) -> None:
+            saved.append((tmp_path / "last.pt").exists())
+
+    run = small_run()
+    seldom = train_small(run, tmp_path, Looks(), checkpoint_seconds=3600)
+    assert saved == [False, False, True], "the last epoch is always kept"
+    assert (tmp_path / "best.pt").exists()
+    assert canonical_json(seldom) == canonical_json(train_small(run, tmp_path / "every"))
+    best = [torch.load(folder / "best.pt", weights_only=True) for folder in (tmp_path, tmp_path / "every")]
+    assert all(torch.equal(best[0][name], best[1][name]) for name in best[1])
+
+
+# ---- the choice --------------------------------------------------------------------------------------------------------
+
+
+def fake_times(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[str]:
+    """Let every alternative take the seconds given, in the order of measurement; return the log of what was measured."""
+    log: list[str] = []
+
+    def once(self: Measurements, key: str, measure: object) -> dict[str, float]:
+        log.append(key)
+        return seconds
+
+    monkeypatch.setattr(Measurements, "_once", once)
+    return log
+
+
+@pytest.mark.parametrize(
+    ("seconds", "method"),
+    [
+        ({"convolution": 1.0, "pairs": 0.5, "matrix": 0.6}, "pairs"),
+        ({"convolution": 1.0, "pairs": 0.5, "matrix": 0.45}, "pairs"),
+        ({"convolution": 1.0, "pairs": 0.5, "matrix": 0.4}, "matrix"),
+        ({"convolution": 1.0, "pairs": 0.9, "matrix": 2.0}, "convolution"),
+        ({"convolution": 1.0, "pairs": 1.1, "matrix": 2.0}, "convolution"),
+    ],
+)
+def test_a_method_must_be_clearly_faster(seconds: dict[str, float], method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_times(monkeypatch, seconds | {"units": 1.0, "fp32": 1.0})
+    execution = choose(small_network(), "bf16", CPU, Choices(), steps=10)
+    expected = {} if method == "convolution" else dict.fromkeys([1, 2, 4, 8], method)
+    assert execution == Execution(depthwise=expected)
+
+
+def test_reference_and_fp32_measure_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = fake_times(monkeypatch, {})
+    assert choose(small_network(), "fp32", CPU, Choices(depthwise="reference"), steps=10) == Execution()
+    assert log == []
+
+
+@pytest.mark.parametrize(("units", "chosen"), [(3.0, "fp32"), (1.1, "units"), (0.5, "units")])
+def test_bf16_without_units_is_computed_in_fp32(units: float, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_times(monkeypatch, {"units": units, "fp32": 1.0})
+    assert Measurements(CPU, None).bf16() == chosen
+
+
+def test_compilation_is_decided_by_the_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(choices: Choices, steps: int) -> bool:
+        return choose(small_network(), "fp32", CPU, replace(choices, depthwise="reference"), steps=steps).compiled
+
+    assert not compiled(Choices(), 10**9), "measured: it does not pay on a CPU"
+    assert compiled(Choices(compile="on"), 1)
+    monkeypatch.setitem(COMPILE_FROM_STEPS, "cpu", 1000)
+    assert [compiled(Choices(), steps) for steps in (999, 1000)] == [False, True]
+    assert not compiled(Choices(compile="off"), 1000)
+
+
+def test_a_cuda_graph_needs_cuda() -> None:
+    with pytest.raises(UserError, match="CUDA_GRAPH=on: expected a CUDA device, found cpu"):
+        choose(small_network(), "fp32", CPU, Choices(cuda_graph="on"), steps=1)
+
+
+def test_measurements_are_kept_and_shared(tmp_path: Path) -> None:
+    kept = tmp_path / "deep" / "measured.json"
+    first = choose(small_network(), "bf16", CPU, Choices(kept=kept), steps=1)
+    (by_key,) = json.loads(kept.read_text()).values()
+    assert set(by_key) == {"bf16"} | {f"depthwise {s}x{s}x{w} bf16 in {first.bf16}" for s, w in depthwise_maps(small_network())}
+    for times in by_key.values():  # whatever was measured, from now on it is what the file says
+        times.update(dict.fromkeys(times, 1.0) | {name: 0.1 for name in times if name == "matrix"})
+    kept.write_text(json.dumps({Measurements(CPU, kept)._machine: by_key}))
+    again = choose(small_network(), "bf16", CPU, Choices(kept=kept), steps=1)
+    assert set(again.depthwise.values()) == {"matrix"} or again.bf16 != first.bf16
+    assert again.bf16 == "units"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"machine": 1}', '{"machine": {"key": {"name": "fast"}}}'])
+def test_a_damaged_file_of_measurements_is_refused(content: str, tmp_path: Path) -> None:
+    kept = tmp_path / "measured.json"
+    kept.write_text(content)
+    with pytest.raises(UserError, match=r"measured.json: expected measurements in JSON.*delete the file"):
+        choose(small_network(), "bf16", CPU, Choices(kept=kept), steps=1)
+
+
+def test_a_run_keeps_the_mode_it_began_with(tmp_path: Path) -> None:
+    run = small_run(precision="bf16")
+    straight = train_small(run, tmp_path / "straight", execution=PAIRS)
+    with pytest.raises(KeyboardInterrupt):
+        train_small(run, tmp_path / "interrupted", Recorder((2, 1)), execution=PAIRS)
+    dataset = data.load(run.experiment.dataset)
+    results, progress = train(
+        run,
+        splits=put_on_device(run, dataset, CPU),
+        network=small_network(),
+        checkpoint=CheckpointFolder(tmp_path / "interrupted"),
+        observer=Recorder(),
+        execution=MATRIX,
+    )
+    assert progress.execution == PAIRS
+    assert canonical_json(results) == canonical_json(straight)
+
+
+def test_the_mode_in_words() -> None:
+    assert Execution().described() == asdict(Execution()) | {"depthwise": "convolution"}
+    assert replace(PAIRS, depthwise={4: "pairs", 1: "matrix"}).described()["depthwise"] == "1x1 matrix, 4x4 pairs"
+
+
+@pytest.mark.parametrize(("stem", "sides"), [("default", {1, 2, 4, 8}), ("cifar", {2, 4, 8, 16})])
+def test_maps_of_depthwise_convolutions(stem: str, sides: set[int]) -> None:
+    network = convnext_tiny(classes=10, stem=stem)  # type: ignore[arg-type]
+    assert depthwise_maps(network) == set(zip(sorted(sides, reverse=True), (96, 192, 384, 768), strict=True))
+    assert depthwise_maps(vit(classes=10)) == set()
+
+
+def test_a_real_network_trains_in_every_mode(tmp_path: Path) -> None:
+    run = small_run(epochs=1)
+    run = replace(run, experiment=replace(run.experiment, train_images=20))
+    found = [
+        losses(train_small(run, tmp_path / name, network=build_network(run, 10, None, CPU), execution=execution))
+        for name, execution in {"reference": Execution(), "pairs": PAIRS, "matrix": MATRIX}.items()
+    ]
+    assert found[1] == pytest.approx(found[0], rel=1e-4) and found[2] == pytest.approx(found[0], rel=1e-4)
