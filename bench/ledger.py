@@ -13,11 +13,13 @@ from typing import IO, Any
 
 from bench.errors import UserError
 from bench.experiment import Run, canonical_json
+from bench.schema import Fault, faults, name_of, shown
 
 SCHEMA = 1
 STATUSES = ("done", "diverged", "out_of_memory", "interrupted", "failed")
 FINISHED = ("done", "diverged")  # running these again would give the same; the other statuses are tried again
 SECTIONS = ("schema", "run", "configuration", "code", "data", "environment", "cost", "results", "timings")
+LARGEST_FILE = 16 * 2**20  # bytes; the record of a run of 100 epochs has 50 thousand
 
 Record = dict[str, Any]
 
@@ -41,10 +43,14 @@ class Ledger:
         """Return the record of a run, or None.
 
         Raises:
-            UserError: the file is there and is no record.
+            UserError: the file is there and is no record, or no file system takes its name.
         """
         path = self.path(run)
-        return read_record(path) if path.exists() else None
+        try:
+            present = path.exists()
+        except OSError as error:
+            raise _no_folder(self.results, error) from error
+        return read_record(path) if present else None
 
     def records(self) -> Iterator[tuple[Path, Record]]:
         """All records with their paths, ordered by path.
@@ -52,8 +58,19 @@ class Ledger:
         Raises:
             UserError: a file in the folder is no record.
         """
-        for path in sorted(self.folder.rglob("*.json")):
+        for path in self.paths():
             yield path, read_record(path)
+
+    def paths(self) -> list[Path]:
+        """The files of all records, in order.
+
+        Raises:
+            UserError: the folder cannot be searched.
+        """
+        try:
+            return sorted(self.folder.rglob("*.json"))
+        except (OSError, ValueError) as error:
+            raise _no_folder(self.results, error) from error
 
     def write(self, run: Run, record: Record) -> Path:
         """Put a record under its final name in one atomic step and return the path."""
@@ -64,25 +81,60 @@ class Ledger:
         return path
 
 
+def _no_folder(results: Path, error: OSError | ValueError) -> UserError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return UserError(f"RESULTS={shown(str(results))}: cannot be searched ({reason}); choose another folder")
+
+
 def read_record(path: Path) -> Record:
-    """Read a record and check its form.
+    """Read a record that holds everything a report prints.
 
     Raises:
-        UserError: the file is no JSON, lacks a section, or has another schema version or an unknown status.
+        UserError: the file is no JSON, has another schema version or an unknown status, or a field that the report needs is absent
+            or of another kind.
+    """
+    record = parse(path)
+    for fault in departures(record, complete=False):
+        raise UserError(f"{path}: {fault}; restore the file or move it out of the ledger")
+    assert isinstance(record, dict)
+    return record
+
+
+def parse(path: Path) -> Any:
+    """The JSON value in a file. It may hold NaN and infinities, which JSON proper has not.
+
+    Raises:
+        UserError: the file cannot be read, is larger than any record, or is no JSON.
     """
     try:
-        record = json.loads(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: expected a record in JSON, found {error}; move the file out of the ledger") from error
+        if not path.is_file():
+            raise ValueError("something that is no file")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ValueError(f"more than {LARGEST_FILE:,} bytes")
+        return json.loads(content)
+    except (ValueError, OSError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: expected a record in JSON, found {reason}; move the file out of the ledger") from error
+
+
+def departures(record: Any, *, complete: bool) -> Iterator[Fault]:
+    """Yield what in a parsed record is not as it should be: its sections, its schema, its status, or else every such field.
+
+    Args:
+        complete: ask for every field, rather than for those that the report needs.
+    """
     if not isinstance(record, dict) or set(record) != set(SECTIONS):
-        found = ", ".join(sorted(record)) if isinstance(record, dict) else type(record).__name__
-        raise UserError(f"{path}: expected a record with {', '.join(SECTIONS)}, found {found}")
-    if record["schema"] != SCHEMA:
-        raise UserError(f"{path}: expected schema {SCHEMA}, found {record['schema']!r}; was it written by a newer version?")
-    status = record["results"].get("status") if isinstance(record["results"], dict) else None
-    if status not in STATUSES:
-        raise UserError(f"{path}: results.status: expected one of {', '.join(STATUSES)}, found {status!r}")
-    return record
+        found = name_of(", ".join(sorted(record))) if isinstance(record, dict) else type(record).__name__
+        yield Fault("", f"a record with {', '.join(SECTIONS)}", found)
+    elif type(record["schema"]) is not int or record["schema"] != SCHEMA:
+        yield Fault("schema", f"schema {SCHEMA}", f"{shown(record['schema'])}; was it written by a newer version?")
+    else:
+        status = record["results"].get("status") if isinstance(record["results"], dict) else None
+        if status not in STATUSES:
+            yield Fault("results.status", f"one of {', '.join(STATUSES)}", shown(status))
+        yield from faults(record, complete=complete)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

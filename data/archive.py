@@ -7,6 +7,7 @@ archive which unpacks to terabytes ends in an error and not in a full memory.
 import gzip
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol, cast
 
-from .errors import DataError
+from .errors import DataError, reason
 
 MAX_MEMBERS = 200_000
 MAX_MEMBER_BYTES = 256 * 2**20
@@ -24,15 +25,15 @@ MAX_TOTAL_BYTES = 2**30  # CIFAR-100 unpacked, as PNG files in a tar: about 250 
 GZIP_MAGIC = b"\x1f\x8b"
 ZIP_MAGIC = b"PK\x03\x04"
 MARKUP = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
-# What the standard library raises on damaged input; the last two are zipfile's, for flags and names that damage sets.
+# What the standard library raises on damaged input. The last line is for what it takes unchecked from headers: tarfile numbers in
+# extended headers, zipfile flags and names.
 BROKEN = (
     EOFError,
     zlib.error,
     gzip.BadGzipFile,
     tarfile.TarError,
     zipfile.BadZipFile,
-    NotImplementedError,
-    UnicodeDecodeError,
+    *(NotImplementedError, ValueError, OverflowError, IndexError, struct.error),
 )
 
 
@@ -76,7 +77,7 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except BROKEN as error:
-        raise DataError(f"{path} is truncated or damaged ({error}): delete it and get it again") from error
+        raise DataError(f"{path} is truncated or damaged ({reason(error)}): delete it and get it again") from error
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror or error})") from error
 
@@ -159,6 +160,8 @@ def _zip_members(file: IO[bytes], path: Path, max_total: int, max_member: int) -
                 continue
             if kind not in (0, stat.S_IFREG) or info.flag_bits & 1:
                 raise DataError(f"{path} holds a link, device or encrypted file ({info.filename}): not used")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others unpack without a bound
+                raise DataError(f"{path}: {info.filename} is packed by method {info.compress_type}: expected stored or deflated")
             _check_size(info.filename, info.file_size, path, max_member)
 
             def read(info: zipfile.ZipInfo = info) -> bytes:

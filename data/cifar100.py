@@ -14,7 +14,7 @@ import numpy as np
 
 from .archive import members, read_file, readable
 from .canonical import Bytes, RawDataset, RawSplit, Spec, SplitSpec
-from .errors import DataError
+from .errors import DataError, reason
 from .walk import Folder, folders
 
 # In the order of the official fine_label_names.txt, which is alphabetical.
@@ -135,8 +135,10 @@ def decode_png(content: bytes, spec: Spec, name: str) -> Bytes:
             if image.size != (width, height) or image.mode != "RGB":
                 raise DataError(f"{name}: expected a {width} x {height} RGB image, found {image.size} {image.mode}")
             return np.array(image, dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} is not a readable PNG ({error}): get the archive again") from error
+    except DataError:
+        raise
+    except Exception as error:  # Pillow lets through what it meets in a damaged file: IndexError, struct.error, ...
+        raise DataError(f"{name} is not a readable PNG ({reason(error)}): get the archive again") from error
 
 
 def _read_bin(path: Path, spec: Spec, split: str) -> RawSplit:

@@ -32,3 +32,9 @@ def disk_error(error: OSError, folder: Path) -> DiskError:
     else:
         advice = "choose another folder with DATASETS=DIR"
     return DiskError(f"cannot write under {folder} ({error.strerror or error}): {advice}")
+
+
+def reason(error: Exception) -> str:
+    """What another library's error says, on one line."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return "".join(filter(str.isprintable, lines[0]))

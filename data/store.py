@@ -2,13 +2,15 @@
 
     <root>/<name>/{train,test}_images.npy   uint8 [N, H, W, C], canonical order
     <root>/<name>/{train,test}_labels.npy   uint8 [N]
-    <root>/<name>/manifest.json             hashes, statistics, and size and time stamp of each array file
+    <root>/<name>/manifest.json             hashes, statistics, size and time stamp of each array file, and a checksum of all this
 
-Opening maps the arrays and trusts them while the stamps are those of the manifest; a file that was copied or touched
-since is hashed again, and so nothing unverified is ever returned.
+Opening maps the arrays and trusts them while the stamps are those of the manifest and its checksum holds; what was copied or
+touched since is hashed again, and so nothing unverified is ever returned.
 """
 
+import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .canonical import Bytes, Dataset, Spec, Split, channel_statistics, sha256_of
-from .errors import Damaged, Missing, disk_error
+from .errors import Damaged, Missing, disk_error, reason
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -45,8 +47,8 @@ class Arrays:
         path, shape = self.folder / name, self.shapes()[name]
         try:
             array: Bytes = np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise Damaged(f"{path} cannot be read ({error})") from error
+        except Exception as error:  # numpy reads a header as Python: damage there ends in almost anything
+            raise Damaged(f"{path} cannot be read ({reason(error)})") from error
         if array.shape != shape or array.dtype != np.uint8:
             raise Damaged(f"{path}: expected uint8 {shape}, found {array.dtype} {array.shape}")
         return array
@@ -78,17 +80,17 @@ def open_prepared(spec: Spec, root: Path, *, verify: bool = False) -> Dataset:
         split: Split(arrays.map(f"{split}_images.npy"), arrays.map(f"{split}_labels.npy"), want.sha256)
         for split, want in spec.splits.items()
     }
-    if verify or stamps != manifest["files"]:
+    mean, std = tuple(manifest["mean"]), tuple(manifest["std"])
+    as_written = _manifest(spec.name, manifest["sha256"], mean, std, stamps)
+    if verify or manifest != as_written:
         for name, split in splits.items():
             if sha256_of(split.images, split.labels) != split.sha256:
                 raise Damaged(f"{folder}: the {name} arrays no longer have SHA-256 {split.sha256}")
-        mean, std = channel_statistics(splits["train"].images)
-        if [*mean, *std] != [*manifest["mean"], *manifest["std"]]:
+        if (mean, std) != channel_statistics(splits["train"].images):
             raise Damaged(f"{folder / MANIFEST}: mean and std are not those of the train images")
         # A verified copy gets its own stamps, so that the next load is quick; on a read-only root, each is verified.
         with suppress(OSError):
-            _write_manifest(folder, manifest | {"files": stamps})
-    mean, std = tuple(manifest["mean"]), tuple(manifest["std"])
+            _write_manifest(folder, as_written)
     return Dataset(spec.name, splits["train"], splits["test"], spec.classes, mean, std)
 
 
@@ -106,15 +108,8 @@ def write(dataset: Dataset, root: Path) -> None:
             _write_array(temporary / f"{split}_images.npy", arrays.images)
             _write_array(temporary / f"{split}_labels.npy", arrays.labels)
         stamps = {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in temporary.iterdir()}
-        manifest = {
-            "format": FORMAT,
-            "name": dataset.name,
-            "sha256": {"train": dataset.train.sha256, "test": dataset.test.sha256},
-            "mean": dataset.mean,
-            "std": dataset.std,
-            "files": stamps,
-        }
-        _write_manifest(temporary, manifest)
+        sha256 = {"train": dataset.train.sha256, "test": dataset.test.sha256}
+        _write_manifest(temporary, _manifest(dataset.name, sha256, dataset.mean, dataset.std, stamps))
         _sync_folder(temporary)
         if target.exists():  # damaged arrays; a crash between these two lines leaves none, never a mixture
             target.rename(root / f".{dataset.name}.{os.getpid()}.old.tmp")
@@ -150,8 +145,8 @@ def _read_manifest(folder: Path, spec: Spec) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{path} cannot be read ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{path} cannot be read ({reason(error)})") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise Damaged(f"{path}: expected a manifest of format {FORMAT}")
     if manifest.get("sha256") != {split: want.sha256 for split, want in spec.splits.items()}:
@@ -159,11 +154,23 @@ def _read_manifest(folder: Path, spec: Spec) -> dict[str, Any]:
     channels = spec.image_shape[2]
     for key in ("mean", "std"):
         values = manifest.get(key)
-        if not isinstance(values, list) or len(values) != channels or not all(isinstance(v, float) for v in values):
+        if not isinstance(values, list) or len(values) != channels or not all(map(_is_finite, values)):
             raise Damaged(f"{path}: expected {channels} numbers as {key}")
     if not isinstance(manifest.get("files"), dict):
         raise Damaged(f"{path}: expected the stamps of the array files")
     return manifest
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _manifest(
+    name: str, sha256: dict[str, str], mean: tuple[float, ...], std: tuple[float, ...], stamps: dict[str, list[int]]
+) -> dict[str, Any]:
+    """The manifest of a data set. Its checksum is over all the rest: what was changed by hand since is not believed."""
+    manifest = {"format": FORMAT, "name": name, "sha256": sha256, "mean": list(mean), "std": list(std), "files": stamps}
+    return manifest | {"check": hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()}
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Records: written whole or not at all, read with suspicion."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -12,20 +13,32 @@ import pytest
 
 from bench.errors import UserError
 from bench.experiment import Weights, canonical_json
-from bench.ledger import SECTIONS, Ledger, read_record, write_atomically
+from bench.ledger import Ledger, read_record, write_atomically
 from tests.conftest import small_run
 
 
-def record(**changes: Any) -> dict[str, Any]:
-    return {**dict.fromkeys(SECTIONS), "schema": 1, "results": {"status": "done"}} | changes
+def record(seed: int = 0, **changes: Any) -> dict[str, Any]:
+    """The record of a run that failed before its first epoch."""
+    sections = {
+        "schema": 1,
+        "run": {"experiment": "test/small", "profile": "smoke", "seed": seed, "configuration_sha256": "0" * 64},
+        "configuration": {"experiment": {}, "weights": None},
+        "code": {"commit": None, "dirty": None, "requirements_lock_sha256": "1" * 64},
+        "data": None,
+        "environment": {"device": "Processor", "threads": 1, "cuda": None},
+        "cost": None,
+        "results": {"status": "failed", "error": "RuntimeError: it broke", "final": None, "epochs": []},
+        "timings": {"restarts": 0, "epochs": []},
+    }
+    return sections | changes
 
 
 def test_written_records_are_read_back_in_order(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for seed in (10, 2):
-        ledger.write(small_run(seed), record(run={"seed": seed}))
+        ledger.write(small_run(seed), record(seed))
     assert [entry["run"]["seed"] for _, entry in ledger.records()] == [10, 2], "ordered by path"
-    assert ledger.find(small_run(2)) == record(run={"seed": 2})
+    assert ledger.find(small_run(2)) == record(2)
     assert ledger.find(small_run(3)) is None
     assert sorted(path.name for path in ledger.folder.rglob("*") if path.is_file()) == sorted(
         f"{small_run(seed).key.rpartition('/')[2]}.json" for seed in (2, 10)
@@ -48,6 +61,15 @@ def test_not_a_number_is_never_written(tmp_path: Path) -> None:
         (json.dumps(record(schema=2)), "expected schema 1, found 2"),
         (json.dumps(record(results={"status": "fine"})), "expected one of done, .*, found 'fine'"),
         (json.dumps(record(results=None)), "found None"),
+        ("[" * 100_000, "expected a record in JSON, found "),
+        (json.dumps(record(cost={"parameters": float("nan")})), "cost.parameters: expected a whole number from 0, found nan"),
+        (json.dumps(record(timings={"restarts": 0, "epochs": [{}]})), "timings.epochs.1.train_seconds: expected a positive number"),
+        (json.dumps(record(run={"seed": 1})), "run.experiment: expected text, found nothing; restore the file or move it"),
+        (
+            json.dumps(record(code=record()["code"] | {"commit": "\ud800"})),
+            r"code.commit: expected text in Unicode, found '\\ud800'",
+        ),
+        (json.dumps(record(data=[[[[[[[[[[[[[[[[[[[[[0]]]]]]]]]]]]]]]]]]]]])), "expected at most 20 levels of nesting, found more"),
     ],
 )
 def test_what_is_no_record_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -56,6 +78,33 @@ def test_what_is_no_record_is_refused(text: str, message: str, tmp_path: Path) -
     with pytest.raises(UserError, match=message) as caught:
         read_record(path)
     assert "seed0.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a pipe", "a larger file"])
+def test_what_cannot_be_a_record_is_not_read(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "seed0.json"
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a pipe":  # to open it would wait for a writer
+        os.mkfifo(path)
+    else:
+        monkeypatch.setattr("bench.ledger.LARGEST_FILE", 100)
+        path.write_text(json.dumps(record()))
+    with pytest.raises(UserError, match=r"seed0.json: expected a record in JSON, found (something that is no file|more than 100)"):
+        read_record(path)
+
+
+def test_fields_that_are_not_known_are_passed_over(tmp_path: Path) -> None:
+    later = record()
+    later["environment"]["execution"] = {"compiled": True}
+    (tmp_path / "seed0.json").write_text(json.dumps(later))
+    assert read_record(tmp_path / "seed0.json") == later
+
+
+def test_a_name_that_no_file_system_takes_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "records/smoke/test/small").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot be searched \(File name too long\); choose another folder"):
+        Ledger(tmp_path).find(small_run(seed=10**300))
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

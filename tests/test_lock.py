@@ -2,91 +2,80 @@
 
 import ast
 import re
+import shutil
 import sys
-from dataclasses import dataclass
 from importlib.metadata import packages_distributions
+from itertools import product
 from pathlib import Path
 
 import pytest
 from packaging.markers import Marker
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+
+from bench.locks import LOCKS, PLATFORM, PYTHONS, LockError, applies, canonical_name, disagreements, pins, wanted
+from bench.verify.surroundings import check_lock, check_locks
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = ("requirements.lock", "requirements-dev.lock")
-PYTHONS = ("3.11", "3.12", "3.13")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One pinned package of a lock."""
-
-    name: str
-    version: str
-    marker: Marker | None
-    hashes: tuple[str, ...]
-
-    def applies_to(self, python: str) -> bool:
-        environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
-        return self.marker is None or self.marker.evaluate(environment)
-
-
-def entries(lock: str) -> list[Entry]:
-    """The entries of a lock's text; a line that is neither comment nor entry is an error."""
-    found = []
-    for line in re.sub(r"\\\n", " ", lock).splitlines():
-        text = line.partition(" #")[0].strip()
-        if not text or text.startswith("#"):
-            continue
-        pin = re.fullmatch(r"([\w.-]+)==(\S+)(?: ; ([^\\]+?))?((?:\s+--hash=\S+)*)", text)
-        assert pin, f"not a pinned package: {text[:80]}"
-        marker = Marker(pin[3]) if pin[3] else None
-        found.append(Entry(canonicalize_name(pin[1]), pin[2], marker, tuple(re.findall(r"--hash=(\S+)", pin[4]))))
-    return found
-
-
-def wanted(text: str) -> list[Requirement]:
-    """The packages that an .in file asks for."""
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return [Requirement(line) for line in lines if line and not line.startswith("-")]
-
-
-def disagreements(source: str, lock: str) -> list[str]:
-    """What an .in file asks for and its lock does not give, for each supported Python."""
-    pinned = entries(lock)
-    problems = []
-    for requirement in wanted(source):
-        for python in PYTHONS:
-            name = canonicalize_name(requirement.name)
-            versions = [entry.version for entry in pinned if entry.name == name and entry.applies_to(python)]
-            if len(versions) != 1 or not requirement.specifier.contains(versions[0], prereleases=True):
-                problems.append(f"Python {python}: expected one {requirement}, found {versions}; run `make lock`")
-    return problems
+HASH = f"--hash=sha256:{'0' * 64}"
 
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_lock_gives_what_its_source_asks_for(lock: str) -> None:
     source = (ROOT / lock).with_suffix(".in").read_text()
     assert wanted(source)
-    assert disagreements(source, (ROOT / lock).read_text()) == []
+    assert list(disagreements(source, (ROOT / lock).read_text())) == []
 
 
 @pytest.mark.parametrize(
-    ("source", "found"),
-    [("absent", "[]"), ("numpy>=3", "['2.4.6']"), ("twice", "['1.0', '1.0']")],
+    ("source", "expected", "found"),
+    [
+        ("absent", "one version", "none"),
+        ("numpy==3", "3", "2.4.6"),
+        ("twice", "one version", "1.0 and 1.0"),
+    ],
 )
-def test_a_disagreement_is_seen(source: str, found: str) -> None:
-    lock = "numpy==2.4.6 --hash=sha256:00\ntwice==1.0 --hash=sha256:00\ntwice==1.0 --hash=sha256:00\n"
-    assert disagreements("numpy", lock) == []
-    assert [problem.partition("found ")[2] for problem in disagreements(source, lock)] == [f"{found}; run `make lock`"] * 3
+def test_a_disagreement_is_seen(source: str, expected: str, found: str) -> None:
+    lock = f"numpy==2.4.6 {HASH}\ntwice==1.0 {HASH}\ntwice==1.0 {HASH}\n"
+    assert list(disagreements("NumPy==2.4.6  # comment\n-c other.lock", lock)) == []
+    name = source.partition("=")[0]
+    assert list(disagreements(source, lock)) == [(f"{name}, Python {python}", expected, found) for python in PYTHONS]
+
+
+@pytest.mark.parametrize("marker", ["python_full_version < '3.12'", "python_full_version < '3.12' and sys_platform == 'linux'"])
+def test_a_python_without_a_version_is_seen(marker: str) -> None:
+    found = disagreements("numpy", f"numpy==2.4.6 ; {marker} {HASH}\n")
+    assert [place for place, _, _ in found] == ["numpy, Python 3.12", "numpy, Python 3.13"]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_markers_mean_what_pip_takes_them_to_mean(lock: str) -> None:
+    markers = {pin.marker for pin in pins((ROOT / lock).read_text()) if pin.marker}
+    assert markers
+    for marker, python in product(markers, PYTHONS):
+        environment = PLATFORM | {"python_version": python, "python_full_version": f"{python}.0"}
+        assert applies(marker, python) == Marker(marker).evaluate(environment), marker
+
+
+@pytest.mark.parametrize("line", ["numpy", "numpy>=2", f"numpy==2 {HASH[:-1]}", f"https://host/numpy.whl {HASH}", "-e ."])
+def test_a_line_that_pins_nothing_is_refused(line: str) -> None:
+    with pytest.raises(LockError, match="expected a pinned package, found"):
+        pins(line)
+
+
+@pytest.mark.parametrize("marker", ["os_name == 'nt'", "sys_platform", "sys_platform in 'linux'", "python_full_version < 'x'", "("])
+def test_a_marker_that_is_not_understood_is_refused(marker: str) -> None:
+    with pytest.raises(LockError, match="expected a marker on the Python or the platform, found"):
+        applies(marker, "3.12")
+
+
+def test_a_request_that_is_not_understood_is_refused() -> None:
+    with pytest.raises(LockError, match="expected NAME or NAME==VERSION, found 'numpy>=2'"):
+        wanted("numpy>=2")
 
 
 @pytest.mark.parametrize("lock", LOCKS)
 def test_every_package_has_hashes(lock: str) -> None:
-    for entry in entries((ROOT / lock).read_text()):
-        assert entry.hashes, entry.name
-        for digest in entry.hashes:
-            assert re.fullmatch(r"sha256:[0-9a-f]{64}", digest), f"{entry.name}: {digest}"
+    for pin in pins((ROOT / lock).read_text()):
+        assert pin.hashes, pin.name
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -97,18 +86,18 @@ def test_no_line_names_a_host_a_path_or_an_index(lock: str) -> None:
 
 
 def test_the_locks_agree_on_the_packages_in_both() -> None:
-    main, dev = ({entry.name: entry.version for entry in entries((ROOT / lock).read_text())} for lock in LOCKS)
+    main, dev = ({pin.name: pin.version for pin in pins((ROOT / lock).read_text())} for lock in LOCKS)
     assert main.keys() & dev.keys()
     assert {name: dev[name] for name in main.keys() & dev.keys()} == {name: main[name] for name in main.keys() & dev.keys()}
 
 
 def test_every_package_that_the_code_imports_is_asked_for_by_hand() -> None:
-    asked = {canonicalize_name(requirement.name) for requirement in wanted((ROOT / "requirements.in").read_text())}
+    asked = {name for name, _ in wanted((ROOT / "requirements.in").read_text())}
     distributions = packages_distributions()
     for folder in ("bench", "models", "data"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for package in imported_packages(path) - sys.stdlib_module_names - {"bench", "models", "data"}:
-                names = {canonicalize_name(name) for name in distributions.get(package, [])}
+                names = {canonical_name(name) for name in distributions.get(package, [])}
                 assert names & asked, f"{path.relative_to(ROOT)} imports {package}: add it to requirements.in, run `make lock`"
 
 
@@ -121,3 +110,42 @@ def imported_packages(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names.add(node.module.partition(".")[0])
     return names
+
+
+# ---- what `bench verify` says of them -----------------------------------------------------------------------------------------
+
+LOCK = f"numpy==2.4.6 {HASH}\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "lock", "message"),
+    [
+        ("numpy\nscipy", LOCK, "scipy, Python 3.11: expected one version, found none; run `make lock`"),
+        ("numpy==2.5.0", LOCK, "numpy, Python 3.12: expected 2.5.0, found 2.4.6; run `make lock`"),
+        ("numpy", LOCK + LOCK, "numpy, Python 3.13: expected one version, found 2.4.6 and 2.4.6; run `make lock`"),
+        (
+            "numpy",
+            LOCK.replace(" --", " ; python_full_version < '3.13' --"),
+            "numpy, Python 3.13: expected one version, found none",
+        ),
+        ("numpy", "numpy==2.4.6", "numpy: expected the SHA-256 of its files, found none; run `make lock`"),
+        ("numpy", LOCK[:-2], "text: expected a pinned package, found 'numpy==2.4.6 --hash=sha256:000"),
+        ("numpy >= 2", LOCK, "text: expected NAME or NAME==VERSION, found 'numpy >= 2'; run `make lock`"),
+    ],
+)
+def test_a_lock_that_does_not_fit_is_found(source: str, lock: str, message: str) -> None:
+    assert list(check_lock("some.lock", "numpy", LOCK)) == []
+    assert [line for line in map(str, check_lock("some.lock", source, lock)) if line.startswith(f"some.lock: {message}")]
+
+
+def test_a_lock_that_is_not_there_is_found(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "requirements.in", tmp_path)
+    assert check_locks(ROOT).findings == []
+    assert "requirements.lock: torch, Python 3.11: expected 2.13.0, found none; run `make lock`" in map(
+        str, check_locks(tmp_path).findings
+    )
+
+
+def test_another_python_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.verify.surroundings.PYTHONS", ("3.1",))
+    assert str(check_locks(ROOT).findings[0]).startswith("note: this Python: version: expected one of 3.1, found 3.")

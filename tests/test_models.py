@@ -104,13 +104,24 @@ def test_weights_of_another_network_are_refused(pretrained: dict[str, torch.Tens
             {**pretrained, name: pretrained[name][:, :, :2]},
             r"expected shape \(96, 3, 4, 4\), found \(96, 3, 2, 4\)|found \(96, 3, 4, 2\)",
         ),
-        ({**pretrained, name: pretrained[name].int()}, "expected floating-point numbers, found torch.int32"),
+        ({**pretrained, name: pretrained[name].int()}, "expected float32, float16 or bfloat16, found torch.int32"),
         ({key: value for key, value in pretrained.items() if key != name}, f"1 missing, first {name}"),
         ({**pretrained, "features.9.weight": pretrained[name]}, "found 1 tensors that this network lacks, first features.9.weight"),
     ]:
         with pytest.raises(WeightsError, match=message):
             load_backbone(network, state)
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
+def test_numbers_that_float32_cannot_hold_are_refused(pretrained: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    name = "features.1.0.layer_scale"
+    with pytest.raises(WeightsError, match=f"weights: {name}: expected float32, float16 or bfloat16, found {dtype}; convert it"):
+        load_backbone(convnext_tiny(classes=100), {**pretrained, name: pretrained[name].to(dtype)})
+
+
+def test_the_classifier_of_the_file_may_be_of_any_kind(pretrained: dict[str, torch.Tensor]) -> None:
+    load_backbone(convnext_tiny(classes=100), {**pretrained, "classifier.2.bias": torch.zeros(7, dtype=torch.int64)})
 
 
 class Bomb:
@@ -126,6 +137,17 @@ class Bomb:
         ({}, "expected a flat dict of tensors"),
         ({"a": {"b": torch.zeros(1)}}, "expected a flat dict of tensors"),
         ({"a": torch.tensor([0.0, float("nan")])}, "found NaN or infinity in a"),
+        ({"a": torch.tensor([0.0, float("inf")]).half()}, "found NaN or infinity in a"),
+        ({"a": torch.tensor([0.0, complex(0, float("nan"))])}, "found NaN or infinity in a"),
+        (
+            {"a": torch.eye(3).to_sparse()},
+            "a: expected an ordinary tensor of numbers, found torch.float32, torch.sparse_coo, on cpu",
+        ),
+        ({"a": torch.zeros(3, device="meta")}, "a: expected an ordinary tensor of numbers, found torch.float32, .*, on meta"),
+        ({"a": torch.zeros(3).to(torch.float8_e4m3fn)}, "a: expected an ordinary tensor of numbers, found torch.float8_e4m3fn"),
+        ({"a": torch.zeros(1).expand(10**6)}, r"expected 4,000,000 bytes for its tensors, found a file of 1,\d\d\d"),
+        ({7: torch.zeros(1)}, "expected names of parameters, found int"),
+        ({"two\nlines": torch.zeros(1)}, r"expected names of parameters, found 'two\\nlines'"),
     ],
 )
 def test_unsafe_and_unsound_files_are_refused(
@@ -133,8 +155,9 @@ def test_unsafe_and_unsound_files_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(content, "weights.pth")
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(WeightsError, match=message) as caught:
         read_state_dict(Path("weights.pth"))
+    assert str(caught.value).isprintable(), "one line"
     assert not Path("exploded").exists()
 
 
@@ -148,6 +171,7 @@ def test_damaged_files_are_refused(name: str, content: bytes, tmp_path: Path) ->
     assert "\n" not in str(caught.value)
 
 
-def test_missing_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["nothing.pth", "", "x" * 300, "a\0b"])
+def test_missing_file_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="expected a file, found none; check WEIGHTS"):
-        read_state_dict(tmp_path / "nothing.pth")
+        read_state_dict(tmp_path / name)
