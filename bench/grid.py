@@ -66,8 +66,14 @@ def initial_weights(experiment: Experiment, given: Path | None) -> Weights | Non
         return None
     if given is None:
         return Weights(IMAGENET_WEIGHTS.filename, IMAGENET_SHA256)
-    if not given.is_file():
-        raise UserError(f"WEIGHTS={given}: expected a file, found none; give the path of a .pth or .safetensors file")
+    try:
+        present = given.is_file()
+        str(given).encode()  # a record holds the name
+    except (OSError, ValueError):
+        present = False
+    if not present:
+        shown = str(given).encode(errors="replace").decode()[:200]
+        raise UserError(f"WEIGHTS={shown}: expected a file, found none; give the path of a .pth or .safetensors file")
     return Weights(given.name, _sha256_of_file(given))
 
 

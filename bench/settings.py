@@ -25,6 +25,8 @@ DEFAULTS = {
     "CUDA_GRAPH": "auto",
 }
 
+SEED_DIGITS = 18  # more than anybody needs; a seed is part of a file's name
+
 Depthwise = Literal["auto", "reference"]
 Switch = Literal["auto", "on", "off"]
 
@@ -85,8 +87,10 @@ def settings(
     if profile not in PROFILES:
         raise UserError(f"PROFILE: expected one of {', '.join(PROFILES)}, found {profile!r}")
     words = seeds.replace(",", " ").split()
-    if not words or not all(word.isdecimal() for word in words):
-        raise UserError(f"SEEDS: expected whole numbers from 0, as in SEEDS='0 1 2', found {seeds!r}")
+    if not words or not all(word.isdecimal() and len(word) <= SEED_DIGITS for word in words):
+        raise UserError(
+            f"SEEDS: expected whole numbers from 0 of at most {SEED_DIGITS} digits, as in SEEDS='0 1 2', found {seeds[:80]!r}"
+        )
     if not jobs.isdecimal() or int(jobs) < 1:
         raise UserError(f"JOBS: expected a whole number from 1, found {jobs!r}")
     for name, value, kind in (

@@ -29,7 +29,7 @@ def heeding() -> Iterator[None]:
     try:
         yield
     finally:
-        _heeding = False
+        _heeding, _wanted = False, None
 
 
 def wanted() -> bool:

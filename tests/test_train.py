@@ -1,6 +1,6 @@
 """One run: the same numbers every time, after an interruption too, and the numbers are the right ones."""
 
-import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +11,12 @@ from torch import nn
 from torchvision.models import ConvNeXt
 
 import data
+from bench import stopping
 from bench.engine.checkpoint import Busy, CheckpointFolder
 from bench.engine.evaluate import evaluate
 from bench.engine.execution import Execution
 from bench.engine.train import best_epoch, build_network, plateaued, put_on_device, results, schedule
-from bench.errors import UserError
+from bench.errors import EXIT_TERMINATED, UserError
 from bench.experiment import Recipe, canonical_json
 from models import Attention
 from models.convnext import insert_attention
@@ -207,14 +208,88 @@ def test_a_run_has_one_holder(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "other configuration"])
-def test_a_checkpoint_that_does_not_fit_is_refused(damage: str, tmp_path: Path) -> None:
+def damage(path: Path, kind: str) -> None:
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1  # inside a tensor
+    path.write_bytes({"truncated": content[:1000], "text": b"{}", "a flipped bit": bytes(flipped)}[kind])
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "a flipped bit"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = train_small(small_run(), tmp_path)
+    checkpoint, again = CheckpointFolder(tmp_path), Recorder()
+    damage(checkpoint.last, kind)
+    assert canonical_json(train_small(small_run(), tmp_path, again)) == canonical_json(straight)
+    assert again.resumed_after == 2
+    assert capsys.readouterr().err.startswith(f"{checkpoint.last}: damaged (")
+
+
+def test_without_an_undamaged_checkpoint_the_user_is_told(tmp_path: Path) -> None:
     train_small(small_run(), tmp_path)
     checkpoint = CheckpointFolder(tmp_path)
-    if damage == "truncated":
-        checkpoint.last.write_bytes(checkpoint.last.read_bytes()[:1000])
-    if damage == "text":
-        checkpoint.last.write_text(json.dumps({"schema": 1}))
-    run = small_run(head_lr=0.5) if damage == "other configuration" else small_run()
-    with pytest.raises(UserError, match="delete it to start the run again"):
-        train_small(run, tmp_path)
+    for path in (checkpoint.last, checkpoint.previous):
+        damage(path, "truncated")
+    with pytest.raises(UserError, match=r"last.pt: expected a checkpoint, found a damaged file; delete it to start the run again"):
+        train_small(small_run(), tmp_path)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    train_small(small_run(), tmp_path)
+    with pytest.raises(UserError, match="expected a checkpoint of this configuration, found another; delete it"):
+        train_small(small_run(head_lr=0.5), tmp_path)
+
+
+def test_a_finished_run_leaves_its_best_weights_alone(tmp_path: Path) -> None:
+    train_small(small_run(), tmp_path)
+    CheckpointFolder(tmp_path).finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
+
+
+# ---- signals -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [(1, 1), (1, 4), (2, 2), (3, 4)])
+@pytest.mark.parametrize(("number", "leaves"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_leaves_a_checkpoint_at_the_next_step(
+    at: tuple[int, int], number: signal.Signals, leaves: type[BaseException], tmp_path: Path
+) -> None:
+    class Signalled(Recorder):
+        def step(self, epoch: int, step: int, steps: int) -> None:
+            super().step(epoch, step, steps)
+            if (epoch, step) == at:
+                signal.raise_signal(number)
+
+    run = small_run(precision="bf16", regime="F2", frozen_epochs=1)
+    straight = train_small(run, tmp_path / "straight")
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopping.install()
+    try:
+        with pytest.raises(leaves), stopping.heeding():
+            train_small(run, tmp_path / "stopped", Signalled(), checkpoint_seconds=3600)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    again = Recorder()
+    assert canonical_json(train_small(run, tmp_path / "stopped", again)) == canonical_json(straight)
+    following = [(epoch, step) for epoch in (1, 2, 3) for step in (1, 2, 3, 4) if (epoch, step) > at]
+    assert again.steps == following, "not one step is done twice"
+
+
+def test_a_second_signal_leaves_at_once() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    stopping.install()
+    try:
+        with stopping.heeding():
+            signal.raise_signal(signal.SIGTERM)
+            assert stopping.wanted()
+            with pytest.raises(SystemExit) as left:
+                signal.raise_signal(signal.SIGTERM)
+        assert left.value.code == EXIT_TERMINATED
+        with pytest.raises(SystemExit):  # nobody heeds it
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)

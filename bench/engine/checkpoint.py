@@ -3,7 +3,9 @@
 Nothing random needs saving: every epoch draws from generators seeded by (seed, epoch).
 """
 
-import pickle
+import sys
+import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +26,9 @@ class Busy(Exception):
 
 
 class CheckpointFolder:
-    """The files of one run: ``last.pt`` to continue from, ``best.pt`` with the weights of the selected epoch, and a lock.
+    """The files of one run.
+
+    ``last.pt`` to continue from, ``previous.pt`` in case it is damaged, ``best.pt`` with the weights of the selected epoch, a lock.
 
     Args:
         folder: one folder for each run.
@@ -32,6 +36,7 @@ class CheckpointFolder:
 
     def __init__(self, folder: Path) -> None:
         self.last = folder / "last.pt"
+        self.previous = folder / "previous.pt"
         self.best = folder / "best.pt"
         self._lock = folder / "lock"
 
@@ -58,7 +63,9 @@ class CheckpointFolder:
             lock.release()
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace ``last.pt`` in one atomic step; ``state`` holds tensors and plain values only."""
+        """Make ``state``, of tensors and plain values, the last one; the one before it stays, in case this one gets damaged."""
+        if self.last.exists():
+            self.last.replace(self.previous)
         write_atomically(self.last, lambda file: torch.save({"schema": SCHEMA, **state}, file))
 
     def save_best(self, network: dict[str, Tensor]) -> None:
@@ -66,29 +73,41 @@ class CheckpointFolder:
         write_atomically(self.best, lambda file: torch.save(network, file))
 
     def load(self, configuration_sha256: str, device: torch.device) -> dict[str, Any] | None:
-        """Return the last state, or None where the run has none.
+        """Return the last state that is not damaged, or None where the run has none; a damaged one is named on standard error.
 
         Raises:
-            UserError: the file is damaged, or belongs to another schema or configuration.
+            UserError: all there are are damaged, or the state belongs to another schema or configuration.
         """
-        if not self.last.exists():
-            return None
-        try:
-            state = torch.load(self.last, map_location=device, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-            raise UserError(
-                f"{self.last}: expected a checkpoint, found a damaged file; delete it to start the run again"
-            ) from error
-        if (
-            not isinstance(state, dict)
-            or state.get("schema") != SCHEMA
-            or state.get("configuration_sha256") != configuration_sha256
-        ):
-            raise UserError(
-                f"{self.last}: expected a checkpoint of this configuration, found another; delete it to start the run again"
-            )
-        return state
+        present = [path for path in (self.last, self.previous) if path.exists()]
+        for path in present:
+            try:
+                state = _read(path, device)
+            except Exception as error:  # noqa: BLE001 - what damaged bytes lead to, nobody can list
+                print(f"{path}: damaged ({type(error).__name__})", file=sys.stderr, flush=True)
+                continue
+            if state.get("schema") != SCHEMA or state.get("configuration_sha256") != configuration_sha256:
+                raise UserError(
+                    f"{path}: expected a checkpoint of this configuration, found another; delete it to start the run again"
+                )
+            return state
+        if present:
+            raise UserError(f"{self.last}: expected a checkpoint, found a damaged file; delete it to start the run again")
+        return None
 
     def finish(self) -> None:
         """Remove what only an unfinished run needs; ``best.pt`` stays."""
         self.last.unlink(missing_ok=True)
+        self.previous.unlink(missing_ok=True)
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read a state whose every byte is as it was written; torch itself checks none of the sums in its archives."""
+    with zipfile.ZipFile(path) as archive:
+        if broken := archive.testzip():
+            raise zipfile.BadZipFile(broken)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols that torch.save does not write
+        state = torch.load(path, map_location=device, weights_only=True)
+    if not isinstance(state, dict):
+        raise TypeError(type(state).__name__)
+    return state
