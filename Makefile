@@ -5,9 +5,9 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lock data smoke test check list run cost report figures doctor verify image shell container all clean
+.PHONY: help venv lock data smoke test check list run cost bench-throughput report figures doctor verify image shell container all clean
 .PHONY: convnext attention-single attention-dual attention-heads attention-kinds cifar-stem scratch vit-tiny mixer-tiny
-.PHONY: matched-vit fashion-mnist
+.PHONY: matched-vit fashion-mnist profile tensorboard
 
 #: PROFILE    budget of every run (paper): paper is the study's own, mini fits two CPU cores, smoke takes seconds
 #: SEEDS      seeds to run (0): SEEDS='0 1 2'
@@ -23,6 +23,8 @@
 #
 #= FROM       data: folders to take downloaded archives from, without the network: FROM='dir1 dir2'
 #= TESTS      test: the test files or folders (tests)
+#= PORT       tensorboard: where it listens, on this machine alone (6006)
+#= QUICK      bench-throughput: QUICK=1 measures the loops and three networks only
 #= UPGRADE    lock: UPGRADE=1 moves every package to its newest release
 #= TARGET     container: the targets to make inside: TARGET=all
 #= GPUS       container, shell: which GPUs (all); GPUS=none on a machine without one
@@ -154,6 +156,16 @@ fashion-mnist: $(INSTALLED)  ## Every experiment on Fashion-MNIST
 
 cost: $(INSTALLED)  ## Parameters, multiply-adds and attention maps of every network
 	@$(PYTHON) -m bench cost
+
+bench-throughput: $(INSTALLED)  ## Images per second of every network, and of our loop beside others (QUICK=1: 90 seconds)
+	$(PYTHON) -m bench throughput $(if $(QUICK),--quick)
+
+# The profiler's library tells of its own start and stop, and of every allocation older than its recording.
+profile: $(INSTALLED)  ## Where the time of a training step goes: traces and a summary, for ONLY or one network of each kind
+	@KINETO_LOG_LEVEL=99 TORCH_CPP_LOG_LEVEL=ERROR $(PYTHON) -m bench profile
+
+tensorboard: $(INSTALLED)  ## Show the training curves and the profiler's traces in a browser on this machine
+	$(BIN)/tensorboard --logdir "$(LEDGER)" --host localhost --port $(or $(PORT),6006)
 
 report: $(INSTALLED)  ## Write RESULTS.md from the ledger
 	$(PYTHON) -m bench report

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from bench import stopping
 from bench.errors import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, UserError
@@ -41,9 +42,17 @@ def parser() -> argparse.ArgumentParser:
         "figures": "records to figures, SVG and PNG",
         "cost": "parameters, multiply-adds and attention maps of every network",
         "doctor": "what this machine lacks",
+        "throughput": "images per second of every network, and of our loop beside the conventional one",
+        "compare": "what changed beyond noise between two throughput measurements",
+        "profile": "where the time of a training step goes, network by network, with traces",
         "verify": "whether records, report, locks and data are undamaged",
     }.items():
         command = commands.add_parser(name, parents=[shared], help=text, description=text, allow_abbrev=False)
+        if name == "throughput":
+            command.add_argument("--quick", action="store_true", help="the loops and three networks, in 90 seconds")
+        if name == "compare":
+            command.add_argument("before", metavar="A.json", help="an earlier measurement")
+            command.add_argument("after", metavar="B.json", help="a later one")
         if name == "run":
             command.add_argument("experiment", metavar="NAME", help="as `list` shows it")
             command.add_argument("--seed", default="0", metavar="K", help="a whole number; else 0")
@@ -58,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command == "run":
             options["only"], options["seeds"] = options.pop("experiment"), options.pop("seed")
-        return _COMMANDS[command](settings(**options))
+        extra = {name: options.pop(name) for name in ("quick", "before", "after") if name in options}
+        return _COMMANDS[command](settings(**options), **extra)
     except Exception as error:
         if _is_users(error):
             print(f"error: {error}", file=sys.stderr)
@@ -147,6 +157,29 @@ def _doctor(chosen: Settings) -> int:
     return 0 if all(check.ok for check in checks) else EXIT_FAILED
 
 
+def _throughput(chosen: Settings, quick: bool) -> int:
+    from bench.throughput import measure
+
+    print(f"wrote {measure(chosen, quick=quick)}")
+    return 0
+
+
+def _compare(chosen: Settings, before: str, after: str) -> int:
+    from bench.report.throughput import compared, read_report
+
+    print(compared(read_report(Path(before)), read_report(Path(after))))
+    return 0
+
+
+def _profile(chosen: Settings) -> int:
+    from bench.grid import choices
+    from bench.measure.profiling import profile_networks
+
+    for text in profile_networks(chosen, choices(chosen)):
+        print(text, flush=True)
+    return 0
+
+
 def _verify(chosen: Settings) -> int:
     from bench.verify import examine, render
 
@@ -155,7 +188,7 @@ def _verify(chosen: Settings) -> int:
     return EXIT_FAILED if any(section.problems for section in sections) else 0
 
 
-_COMMANDS = {
+_COMMANDS: dict[str, Callable[..., int]] = {
     "list": _list,
     "run": _run,
     "grid": _grid,
@@ -163,5 +196,8 @@ _COMMANDS = {
     "figures": _figures,
     "cost": _cost,
     "doctor": _doctor,
+    "throughput": _throughput,
+    "compare": _compare,
+    "profile": _profile,
     "verify": _verify,
 }

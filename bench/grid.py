@@ -164,8 +164,7 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
                 pace = (time.perf_counter() - started) / sum(estimates[:i])
                 print(f"{i} of {len(due)} runs, about {duration(pace * sum(estimates[i:]))} left", flush=True)
     else:
-        with ThreadPoolExecutor(settings.jobs) as workers:
-            statuses = list(workers.map(lambda run: _status_of_process(run, settings), due))
+        statuses = _statuses_of_processes(due, settings)
     counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
     summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing to do"
     print(f"{summary} in {time.perf_counter() - started:.0f} s", flush=True)
@@ -207,9 +206,11 @@ def _status(run: Run, settings: Settings, position: str) -> str:
     return str(status)
 
 
-def _status_of_process(run: Run, settings: Settings) -> str:
-    """Execute a run in a process of its own, with its share of the processor's threads."""
-    command = [sys.executable, "-m", "bench", "run", run.experiment.name, "--seed", str(run.seed)]
+def _statuses_of_processes(due: Sequence[Run], settings: Settings) -> list[str]:
+    """Execute runs in processes of their own, ``settings.jobs`` at a time, each with its share of the processor's threads.
+
+    Asked to stop, start no more and ask those that run to stop; each leaves a checkpoint.
+    """
     threads = max(1, (os.cpu_count() or 1) // settings.jobs)
     environ = {"OMP_NUM_THREADS": str(threads)} | os.environ | {
         "PROFILE": settings.profile,
@@ -222,8 +223,24 @@ def _status_of_process(run: Run, settings: Settings) -> str:
         "CUDA_GRAPH": settings.cuda_graph,
         "JOBS": "1",
     }  # fmt: skip
-    code = subprocess.run(command, env=environ, check=False).returncode
-    return {0: "done", EXIT_BUSY: "busy"}.get(code, "failed")
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def status(run: Run) -> str:
+        command = [sys.executable, "-m", "bench", "run", run.experiment.name, "--seed", str(run.seed)]
+        # in a group of its own: a terminal's Ctrl-C comes to this process alone, and each run is asked once
+        process = subprocess.Popen(command, env=environ, process_group=0)
+        processes.append(process)
+        return {0: "done", EXIT_BUSY: "busy"}.get(process.wait(), "failed")
+
+    with ThreadPoolExecutor(settings.jobs) as workers:
+        futures = [workers.submit(status, run) for run in due]
+        try:
+            return [future.result() for future in futures]
+        except (KeyboardInterrupt, SystemExit):
+            workers.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+            raise
 
 
 def _attempt(

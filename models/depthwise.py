@@ -157,9 +157,10 @@ def weight_gradient(x_NCHW: Tensor, gradient_NCHW: Tensor, weight: Tensor, joini
     x_NQC = x_NCHW.permute(0, 2, 3, 1).reshape(n, side * side, channels).to(wide)
     g_NPC = gradient_NCHW.permute(0, 2, 3, 1).reshape(n, side * side, channels).to(wide)
     products_PQC = torch.stack([(g_NPC[:, p, None] * x_NQC).sum(0) for p in range(side * side)])
-    taps = weight.shape[-1] ** 2
-    by_tap = products_PQC.new_zeros(taps + 1, channels).index_add(0, joining_taps.flatten(), products_PQC.flatten(0, 1))
-    return by_tap[:taps].t().reshape(weight.shape).to(weight.dtype)
+    # a product with zeros and ones adds up each tap's pairs: one kernel, in an order that never changes
+    taps = torch.arange(weight.shape[-1] ** 2, device=weight.device)
+    belongs = (joining_taps.flatten()[:, None] == taps).to(wide)  # [P Q, taps]
+    return (products_PQC.flatten(0, 1).t() @ belongs).reshape(weight.shape).to(weight.dtype)
 
 
 # ---- matrix ------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,19 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def pinned(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One thread and deterministic algorithms, so that numbers can be compared; no variable of the user's reaches a test."""
-    for name in ("PROFILE", "SEEDS", "DEVICE", "JOBS", "ONLY", "DATASETS", "RESULTS", "WEIGHTS", "DEPTHWISE", "COMPILE", "CUDA_GRAPH"):
+    for name in (
+        "PROFILE",
+        "SEEDS",
+        "DEVICE",
+        "JOBS",
+        "ONLY",
+        "DATASETS",
+        "RESULTS",
+        "WEIGHTS",
+        "DEPTHWISE",
+        "COMPILE",
+        "CUDA_GRAPH",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DEPTHWISE", "reference")  # a choice by measurement may come out otherwise the next time
     threads = torch.get_num_threads()

@@ -1,5 +1,6 @@
 """Parameters and multiply-adds against arithmetic done by hand."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from torch import nn
 from bench.experiment import Model
 from bench.measure import cost
 from models import Attention, convnext, convnext_tiny
+from models.mixer import mixer
+from models.vit import vit
 
 
 def by_hand(stem: convnext.Stem, classes: int) -> int:
@@ -102,3 +105,19 @@ def test_counters_that_disagree_stop_the_count(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(cost._COUNTED, "aten::linear", lambda inputs, outputs: {"linear": 1})
     with pytest.raises(cost.CostError, match="not twice as many"):
         cost.multiply_adds(convnext_tiny(classes=10))
+
+
+@pytest.mark.parametrize(
+    ("network", "stem"),
+    [
+        (lambda: convnext_tiny(classes=100), 8 * 8 * 96 * 48),
+        (lambda: convnext_tiny(classes=100, stem="cifar", attention={"P2": Attention("mhsa", heads=4)}), 16 * 16 * 96 * 48),
+        (lambda: convnext_tiny(classes=100, attention={"P3": Attention("cbam")}), 8 * 8 * 96 * 48),
+        (lambda: vit(classes=100), 8 * 8 * 192 * 48),
+        (lambda: mixer(classes=100), 8 * 8 * 192 * 48),
+    ],
+    ids=["convnext", "mhsa", "cbam", "vit", "mixer"],
+)
+def test_training_is_three_forward_passes_less_the_gradient_of_the_image(network: Callable[[], nn.Module], stem: int) -> None:
+    built = network()
+    assert cost.training_flops(built) == 2 * (3 * cost.multiply_adds(built) - stem)

@@ -22,6 +22,7 @@ FLOORS = [
     ["bench.report"],
     ["bench.progress", "bench.doctor", "bench.verify"],
     ["bench.grid"],
+    ["bench.throughput"],
     ["bench.cli"],
     ["bench.__main__"],
 ]

@@ -107,6 +107,15 @@ def test_same_seed_same_record_apart_from_timings(small: None, tmp_path: Path) -
     assert without_timings(one) == without_timings(two)
 
 
+def test_a_run_after_others_is_the_run_alone(small: None, tmp_path: Path) -> None:
+    run_grid(tmp_path / "many", ONLY="fashion_mnist/*")
+    run_grid(tmp_path / "one", ONLY="fashion_mnist/C_spatial")
+    many = records(tmp_path / "many")
+    assert len(many) == 12
+    (alone,) = records(tmp_path / "one").values()
+    assert without_timings(many["fashion_mnist/C_spatial 0"]) == without_timings(alone)
+
+
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
@@ -190,6 +199,22 @@ def test_terminated_process_continues_to_the_same_record(tmp_path: Path) -> None
 def test_several_processes_share_a_grid(tmp_path: Path) -> None:
     assert run_grid(tmp_path, ONLY="cifar100/baseline_F0", SEEDS="0 1", JOBS="2") == 0
     assert sorted(records(tmp_path)) == ["cifar100/baseline_F0 0", "cifar100/baseline_F0 1"]
+
+
+def test_a_terminated_grid_stops_its_processes_and_continues(tmp_path: Path) -> None:
+    environ = os.environ | {"PROFILE": "smoke", "DEVICE": "cpu", "PYTHONUNBUFFERED": "1", "RESULTS": str(tmp_path)}
+    command = [sys.executable, "-m", "bench", "grid", "--only", "cifar100/baseline*", "--jobs", "2"]
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert any("epoch 1/2" in line for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        process.stdout.read()  # to the end: nobody writes any more
+        assert process.wait(60) == errors.EXIT_TERMINATED
+    statuses = [record["results"]["status"] for record in records(tmp_path).values()]
+    assert "interrupted" in statuses and len(statuses) < 4
+    again = subprocess.run(command, cwd=ROOT, env=environ, check=True, capture_output=True, text=True).stdout
+    assert "continues" in again and len(records(tmp_path)) == 4
+    assert all(record["results"]["status"] == "done" for record in records(tmp_path).values())
 
 
 def test_a_held_run_is_passed_over(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -292,7 +292,7 @@ def test_other_ledgers_get_their_own_page_and_the_repositorys_is_not_touched(led
 def test_committed_pages_are_what_the_committed_ledger_gives() -> None:
     found = list(Ledger(ROOT / "results").records())
     assert found, "the repository holds records"
-    assert (ROOT / "RESULTS.md").read_text() == results_page(found, ROOT), "run `make report`"
+    assert (ROOT / "RESULTS.md").read_text() == results_page(found, ROOT, ROOT / "results"), "run `make report`"
     table = (ROOT / "README.md").read_text().partition(write.BEGIN)[2].partition(write.END)[0]
     assert table == f"\n\n{headline_table(found)}\n\n", "run `make report`"
 

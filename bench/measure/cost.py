@@ -7,6 +7,7 @@ are below 1 % here, and the two counters define them differently.
 
 import copy
 import functools
+import math
 from collections import Counter
 from typing import Any
 
@@ -103,6 +104,29 @@ def multiply_adds(network: nn.Module, *, side: int = 32) -> int:
     if flops != 2 * counted:
         raise CostError(f"fvcore counts {counted} multiply-adds and torch {flops} FLOPs, which is not twice as many")
     return counted
+
+
+def training_flops(network: nn.Module, *, side: int = 32) -> int:
+    """Count the FLOPs of a forward and a backward pass for one ``[1, 3, side, side]`` image, with all parameters training.
+
+    It is three times the forward pass, one each for the outputs, the gradients of the inputs and those of the weights, less the
+    gradient of the image, which nobody asks for. Counted by torch on the meta device, where attention is plain products. Torch's
+    own formula for the backward pass of convolutions takes grouped ones as if they were not, and is replaced here.
+    """
+    network = copy.deepcopy(network).to("meta").train()
+    formulas = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        network(torch.zeros(1, 3, side, side, device="meta")).sum().backward()
+    return int(counter.get_total_flops())
+
+
+def _convolution_backward_flops(
+    gradient: tuple[int, ...], inputs: tuple[int, ...], weight: tuple[int, ...], *rest: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    """Each gradient takes as many multiply-adds as the convolution; ``weight`` is ``[out, in / groups, k, k]``."""
+    of_inputs, of_weight, _ = rest[-1]  # which gradients are asked for
+    multiply_adds = math.prod(gradient) * math.prod(weight[1:])
+    return 2 * multiply_adds * (int(of_inputs) + int(of_weight))
 
 
 def _by_fvcore(network: nn.Module, image: torch.Tensor) -> int:

@@ -23,7 +23,9 @@ from bench.report.tables import (
     table,
     time_line,
 )
+from bench.report.throughput import throughput_section
 from bench.report.verdicts import METHOD, claims_section
+from bench.report.where_time_goes import where_time_goes
 
 READING = """\
 "Study" is the number that the study reports; "ours" is the same kind of accuracy in percent (column "accuracy"), as mean ± standard
@@ -75,17 +77,20 @@ HEADLINE = (
 )
 
 
-def results_page(found: Sequence[Found], folder: Path) -> str:
+def results_page(found: Sequence[Found], folder: Path, results: Path | None = None) -> str:
     """Return the whole page.
 
     Args:
         found: the ledger's records with their paths.
         folder: where the page will lie; links are relative to it.
+        results: the results folder, for what lies there beside the records; None: ``folder``.
     """
     sections = [
         opening(found),
         _how_to_read(),
         *(_profile(profile, found, folder) for profile in PROFILES),
+        throughput_section((results or folder) / "throughput"),
+        where_time_goes((results or folder) / "profile", folder),
         _decisions(),
         _machines(found),
         _records(found, folder),

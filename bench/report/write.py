@@ -23,10 +23,10 @@ def write_report(results: Path) -> list[Path]:
     found = list(Ledger(results).records())
     if results.resolve() != ROOT / "results":
         page = results / "RESULTS.md"
-        _write(page, results_page(found, page.parent))
+        _write(page, results_page(found, page.parent, results))
         return [page]
     page, readme = ROOT / "RESULTS.md", ROOT / "README.md"
-    _write(page, results_page(found, ROOT))
+    _write(page, results_page(found, ROOT, results))
     before, begin, rest = readme.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):

@@ -1,0 +1,89 @@
+"""What a device can do at most: its measured peak in matrix products and in copies, and the time that a step cannot go below.
+
+Williams et al., "Roofline: an insightful visual performance model for multicore architectures", CACM 2009.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.measure.timing import seconds_of
+
+# Dense bf16 peak in TFLOP/s and memory bandwidth in GB/s, from NVIDIA's data sheets; by a part of the device's name.
+VENDOR_PEAKS = {
+    "H200": (989.4, 4800),
+    "H100 NVL": (835.5, 3900),
+    "H100 PCIe": (756.5, 2000),
+    "H100": (989.4, 3350),
+    "A100": (311.9, 2039),
+    "L40S": (362.1, 864),
+    "L4": (121.0, 300),
+    "RTX 4090": (165.2, 1008),
+    "RTX 3090": (71.0, 936),
+}
+_ADAMW_PASSES = 10  # over the fp32 parameters: weights read forward and backward, gradient written; read p, g, m, v, write p, m, v
+
+
+def vendor_peak(device_name: str) -> dict[str, float] | None:
+    """FLOP/s (dense bf16) and bytes per second that the vendor states, or None for a device not in the table."""
+    for name, (teraflops, gigabytes) in VENDOR_PEAKS.items():
+        if name in device_name:
+            return {"flops_per_second": teraflops * 1e12, "bytes_per_second": gigabytes * 1e9}
+    return None
+
+
+def measured_peak(device: torch.device) -> dict[str, float]:
+    """The best of several sizes: FLOP/s of square matrix products in fp32 and bf16, bytes per second of a copy.
+
+    fp32 products take the path that is on (with TF32 on, TF32).
+    """
+    sizes = (4096, 8192) if device.type == "cuda" else (1024, 2048)
+    return {
+        "fp32_flops_per_second": max(_product(size, torch.float32, device) for size in sizes),
+        "bf16_flops_per_second": max(_product(size, torch.bfloat16, device) for size in sizes),
+        "bytes_per_second": _copy(device),
+    }
+
+
+def _product(size: int, dtype: torch.dtype, device: torch.device) -> float:
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / min(seconds_of(lambda: torch.mm(a, b), device) for _ in range(4))
+
+
+def _copy(device: torch.device) -> float:
+    source = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device)
+    target = torch.empty_like(source)
+    seconds = min(seconds_of(lambda: target.copy_(source), device) for _ in range(4))
+    return 2 * source.numel() * source.element_size() / seconds  # read and written
+
+
+def least_bytes(network: nn.Module, batch_size: int, *, side: int = 32) -> int:
+    """A lower bound on the bytes that a training step moves: the parameters' passes, and what backward needs, written and read.
+
+    Counted on the meta device in fp32 with activations halved, as bf16 holds them. Caches can only save of what is not counted.
+    """
+    network = copy.deepcopy(network).to("meta").train()
+    saved: dict[int, int] = {}
+    weights = {id(parameter) for parameter in network.parameters()}
+    kept: list[Tensor] = []  # so that no two tensors share an id
+
+    def note(tensor: Tensor) -> Any:
+        if id(tensor) not in weights and tensor.is_floating_point():
+            kept.append(tensor)
+            saved[id(tensor)] = tensor.numel() * 2
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        network(torch.zeros(batch_size, 3, side, side, device="meta"))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return _ADAMW_PASSES * 4 * parameters + 2 * sum(saved.values())
+
+
+def least_seconds(flops: float, bytes_moved: float, peak: dict[str, float], precision: str) -> float:
+    """The roofline: whichever takes longer, the arithmetic at the measured peak or the traffic at the measured bandwidth."""
+    best = (
+        max(peak["fp32_flops_per_second"], peak["bf16_flops_per_second"]) if precision == "bf16" else peak["fp32_flops_per_second"]
+    )
+    return max(flops / best, bytes_moved / peak["bytes_per_second"])

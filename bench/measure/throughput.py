@@ -1,0 +1,286 @@
+"""Images per second of every model family, and of our loop beside the one that a user would write.
+
+Everything is measured on images of noise: no speed depends on what is seen, and no data set is needed. Training rows train every
+parameter. The result is one JSON value per device, for ``results/throughput/``.
+"""
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from bench import environment
+from bench.engine import network as networks
+from bench.engine.device_data import DeviceSplit
+from bench.engine.evaluate import BATCH as EVALUATION_BATCH
+from bench.engine.execution import Choices, Execution, choose
+from bench.experiment import Experiment
+from bench.measure import loops, roofline
+from bench.measure.cost import multiply_adds, training_flops
+from bench.measure.energy import EnergyCounter
+from bench.measure.timing import Spread, interleaved, peak_memory, ratio, seconds_of
+
+SCHEMA = 1
+CLASSES = 100
+EPOCH = 50_000  # images of a CIFAR-100 epoch
+IMAGES = 6_400  # of noise, on the device
+BATCH_SIZES = {"cpu": (64, 128, 256), "cuda": (128, 256, 512, 1024, 2048)}
+
+# The loops of the comparison; ratios name them.
+OURS, BARE = "ours", "bare step"
+CONVENTIONAL, CONVENTIONAL_BEST = "conventional, fp32", "conventional, best flags"
+EAGER = "eager on device-resident tensors, best flags"
+NOT_DETERMINISTIC, REFERENCE_DEPTHWISE = "ours, not deterministic", "ours, reference depthwise"
+LIBRARY_BF16 = "ours, bf16 as the library computes it"
+NO_GRAPH = "ours, no CUDA graph"
+COMPILED = "ours, compiled"
+RATIOS = (
+    (OURS, BARE),
+    (OURS, CONVENTIONAL),
+    (OURS, CONVENTIONAL_BEST),
+    (OURS, EAGER),
+    (OURS, REFERENCE_DEPTHWISE),
+    (OURS, LIBRARY_BF16),
+    (OURS, NO_GRAPH),
+    (COMPILED, OURS),
+    (NOT_DETERMINISTIC, OURS),
+)
+
+Report = dict[str, Any]
+
+
+class Bench:
+    """One session of measurements on one device.
+
+    Args:
+        choices: how the user wants steps to be computed.
+        window_seconds: about how long one turn of one contender lasts.
+        windows: turns of each contender.
+        search: whether to look for each family's best batch size.
+        say: takes a line on what is being measured.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        choices: Choices,
+        *,
+        window_seconds: float,
+        windows: int,
+        search: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self._device, self._choices = device, choices
+        self._window_seconds, self._windows, self._search, self._say = window_seconds, windows, search, say
+        images, labels = loops.random_images(IMAGES, CLASSES)
+        self._images, self._labels = images, labels
+        self._split = DeviceSplit(images, labels, padding=4, mean=loops.MEAN, std=loops.STD, device=device)
+        self._energy = EnergyCounter(device)
+
+    def report(self, headline: Experiment, families: dict[str, Experiment]) -> Report:
+        """Measure the loops on ``headline`` and every family.
+
+        Args:
+            families: by the name that the tables give them.
+        """
+        started = time.perf_counter()
+        environment.make_deterministic()
+        self._say("peak of matrix products and copies")
+        peak = roofline.measured_peak(self._device)
+        compared = self.compare_loops(headline)
+        rows = {}
+        for name, experiment in families.items():
+            self._say(name)
+            rows[name] = self.family(experiment, peak)
+            gc.collect()
+        return {
+            "schema": SCHEMA,
+            "code": environment.code_state(),
+            "environment": environment.describe(self._device),
+            "settings": {"windows": self._windows, "window_seconds": self._window_seconds, "images": IMAGES},
+            "peak": peak,
+            "vendor_peak": roofline.vendor_peak(environment.device_name(self._device)),
+            "loops": compared,
+            "families": rows,
+            "seconds": time.perf_counter() - started,
+        }
+
+    # ---- loops ---------------------------------------------------------------------------------------------------------
+
+    def compare_loops(self, experiment: Experiment) -> Report:
+        """Our loop beside the others, all in turns, at the recipe's batch size."""
+        batch_size = experiment.recipe.batch_size
+        execution = self._choose(experiment)
+        flags = self._best_flags(experiment)
+        contenders: dict[str, loops.Steps] = {}
+        for name, make in self._contenders(experiment, execution, flags).items():
+            self._say(name)
+            contenders[name] = make()
+            contenders[name](2)  # plans, allocations, workers
+        speeds = interleaved(
+            contenders, images=batch_size, device=self._device, window_seconds=self._window_seconds, windows=self._windows
+        )
+        return {
+            "experiment": experiment.name,
+            "batch_size": batch_size,
+            "precision": experiment.recipe.precision,
+            "execution": execution.described(),
+            "best_flags": vars(flags),
+            "images_per_second": {name: Spread.of(values).as_json() for name, values in speeds.items()},
+            "ratios": {
+                f"{one} / {other}": ratio(speeds, one, other).as_json()
+                for one, other in RATIOS
+                if one in speeds and other in speeds
+            },
+        }
+
+    def _contenders(self, experiment: Experiment, execution: Execution, flags: loops.Flags) -> dict[str, Callable[[], loops.Steps]]:
+        """What takes part, each made when it is its turn. Rows that would be ``ours`` again are left out."""
+        batch_size, device = experiment.recipe.batch_size, self._device
+
+        def conventional(flags: loops.Flags) -> loops.Steps:
+            network = networks.build(experiment.model, classes=CLASSES, seed=0)
+            loop = loops.Conventional(network, self._images, self._labels, batch_size=batch_size, device=device, flags=flags)
+            return _in_mode(loop, on=False)
+
+        def mine(execution: Execution, on: bool = True) -> loops.Steps:
+            steps = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=CLASSES, device=device)
+            return _in_mode(steps, on=on)
+
+        def eager() -> loops.Steps:
+            network = networks.build(experiment.model, classes=CLASSES, seed=0)
+            steps = loops.eager_on_device(network, self._split, batch_size=batch_size, device=device, flags=flags)
+            return _in_mode(steps, on=False)
+
+        def bare() -> loops.Steps:
+            steps = loops.bare_step(experiment, execution, batch_size=batch_size, classes=CLASSES, device=device)
+            return _in_mode(steps, on=True)
+
+        variants = {
+            OURS: lambda: mine(execution),
+            BARE: bare,
+            CONVENTIONAL: lambda: conventional(loops.Flags(workers=flags.workers)),
+            CONVENTIONAL_BEST: lambda: conventional(flags),
+            EAGER: eager,
+            NOT_DETERMINISTIC: lambda: mine(execution, on=False),
+        }
+        if execution.depthwise:
+            variants[REFERENCE_DEPTHWISE] = lambda: mine(replace(execution, depthwise={}))
+        if execution.bf16 != "units":
+            variants[LIBRARY_BF16] = lambda: mine(replace(execution, bf16="units"))
+        if execution.cuda_graph:
+            variants[NO_GRAPH] = lambda: mine(replace(execution, cuda_graph=False))
+        if device.type == "cuda" and not execution.compiled and self._choices.compile != "off":
+            variants[COMPILED] = lambda: mine(replace(execution, compiled=True))
+        return variants
+
+    def _best_flags(self, experiment: Experiment) -> loops.Flags:
+        """The fastest of the conventional loop's flags, by a few steps each: precision with layout, then workers."""
+        batch_size = experiment.recipe.batch_size
+
+        def seconds(flags: loops.Flags) -> float:
+            network = networks.build(experiment.model, classes=CLASSES, seed=0)
+            loop = _in_mode(
+                loops.Conventional(network, self._images, self._labels, batch_size=batch_size, device=self._device, flags=flags),
+                on=False,
+            )
+            loop(2)
+            return seconds_of(lambda: loop(3), self._device)
+
+        self._say("best flags of the conventional loop")
+        workers = (0, 2) if self._device.type == "cpu" else (4, 8)
+        candidates = [
+            loops.Flags(bf16=bf16, channels_last=True, fused=True, workers=count) for bf16 in (False, True) for count in workers
+        ]
+        return min(candidates, key=seconds)
+
+    # ---- families ------------------------------------------------------------------------------------------------------
+
+    def family(self, experiment: Experiment, peak: dict[str, float]) -> Report:
+        """Training and inference of one network, in our mode."""
+        batch_size, precision = experiment.recipe.batch_size, experiment.recipe.precision
+        execution = self._choose(experiment)
+        network = networks.build(experiment.model, classes=CLASSES, seed=0)
+        flops = training_flops(network)
+        floor = roofline.least_seconds(flops * batch_size, roofline.least_bytes(network, batch_size), peak, precision)
+        training, rest = self._training(experiment, execution, batch_size)
+        return {
+            "experiment": experiment.name,
+            "batch_size": batch_size,
+            "precision": precision,
+            "execution": execution.described(),
+            "training_images_per_second": training.as_json(),
+            "seconds_per_epoch": EPOCH / training.median,
+            "roofline_seconds_per_epoch": floor * EPOCH / batch_size,
+            "training_flops_per_image": flops,
+            "flops_per_second": flops * training.median,
+            "inference_images_per_second": self._inference(experiment, execution).as_json(),
+            "inference_batch_size": EVALUATION_BATCH,
+            "inference_flops_per_image": 2 * multiply_adds(network),
+            "best_batch": self._best_batch(experiment, execution, batch_size, training) if self._search else None,
+            **rest,
+        }
+
+    def _training(self, experiment: Experiment, execution: Execution, batch_size: int) -> tuple[Spread, Report]:
+        device, done = self._device, 0
+        step = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=CLASSES, device=device)
+        warm_up = seconds_of(lambda: step(4 if execution.cuda_graph else 1), device)
+        memory = peak_memory(lambda: step(1), device)
+
+        def counted(steps: int) -> None:
+            nonlocal done
+            step(steps)
+            done += steps
+
+        before = self._energy.joules()
+        speed = self._speed(counted, batch_size)
+        after = self._energy.joules()
+        joules = None if before is None or after is None else 1000 * (after - before) / (done * batch_size)
+        return speed, {"warm_up_seconds": warm_up, "peak_memory_bytes": memory, "joules_per_1000_images": joules}
+
+    def _inference(self, experiment: Experiment, execution: Execution) -> Spread:
+        steps = loops.inference(experiment, execution, batch_size=EVALUATION_BATCH, classes=CLASSES, device=self._device)
+        steps(1)
+        return self._speed(steps, EVALUATION_BATCH)
+
+    def _best_batch(self, experiment: Experiment, execution: Execution, own: int, training: Spread) -> Report:
+        """The batch size with the most images per second, of a few; one too large for the memory ends the search."""
+        speeds = {own: training.median}
+        for batch_size in BATCH_SIZES[self._device.type]:
+            if batch_size != own:
+                try:
+                    speeds[batch_size] = self._once(experiment, execution, batch_size, training.median)
+                except torch.OutOfMemoryError:
+                    break
+        best = max(speeds, key=speeds.__getitem__)
+        return {"batch_size": best, "training_images_per_second": speeds[best], "tried": sorted(speeds)}
+
+    def _once(self, experiment: Experiment, execution: Execution, batch_size: int, expected: float) -> float:
+        """Images per second in one window, at another batch size than the recipe's."""
+        step = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=CLASSES, device=self._device)
+        step(4 if execution.cuda_graph else 1)
+        count = max(1, round(self._window_seconds * expected / batch_size))
+        return batch_size * count / seconds_of(lambda: step(count), self._device)
+
+    def _speed(self, contender: loops.Steps, images: int) -> Spread:
+        speeds = interleaved(
+            {"": contender}, images=images, device=self._device, window_seconds=self._window_seconds, windows=self._windows
+        )
+        return Spread.of(speeds[""])
+
+    def _choose(self, experiment: Experiment) -> Execution:
+        network = networks.build(experiment.model, classes=CLASSES, seed=0)
+        return choose(network, experiment.recipe.precision, self._device, self._choices, steps=1)
+
+
+def _in_mode(steps: loops.Steps, *, on: bool) -> loops.Steps:
+    """The same steps, deterministic or not, whatever the process is set to."""
+
+    def do(count: int) -> None:
+        with loops.deterministic(on):
+            steps(count)
+
+    return do

@@ -1,0 +1,97 @@
+"""Interleaved timing: contenders take turns, so that whatever else the machine does falls on all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WINDOWS = 5  # turns of each contender: an odd number, so that the median is one of them
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some windows, with the lowest and the highest."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Summarise at least one value."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    def as_json(self) -> dict[str, float]:
+        """For a file of results."""
+        return {"median": self.median, "low": self.low, "high": self.high}
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was queued; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds from an idle device to an idle device again."""
+    synchronize(device)
+    started = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[int], object]],
+    *,
+    images: int,
+    device: torch.device,
+    window_seconds: float,
+    windows: int = WINDOWS,
+) -> dict[str, list[float]]:
+    """Images per second of each contender, one value for each window, windows of all contenders in turns.
+
+    Args:
+        contenders: each takes a number of steps and does them; all are warm.
+        images: in one step, the same for all.
+        window_seconds: about how long a window lasts; at least one step.
+    """
+    steps = {}
+    for name, contender in contenders.items():
+        once = seconds_of(lambda contender=contender: contender(1), device)  # type: ignore[misc]
+        steps[name] = max(1, round(window_seconds / once))
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(windows):
+        for name, contender in contenders.items():
+            seconds = seconds_of(lambda contender=contender, name=name: contender(steps[name]), device)  # type: ignore[misc]
+            speeds[name].append(images * steps[name] / seconds)
+    return speeds
+
+
+def ratio(speeds: Mapping[str, Sequence[float]], one: str, other: str) -> Spread:
+    """How many times as fast ``one`` is as ``other``, turn by turn."""
+    return Spread.of([mine / theirs for mine, theirs in zip(speeds[one], speeds[other], strict=True)])
+
+
+def peak_memory(work: Callable[[], Any], device: torch.device) -> int | None:
+    """Bytes at the peak while ``work`` runs: those that torch has allocated on a GPU, the whole process's on a CPU.
+
+    None where the system does not tell (only Linux does on a CPU).
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    except OSError:
+        work()
+        return None
+    work()
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) * 1024

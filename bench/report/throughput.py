@@ -1,0 +1,179 @@
+"""The throughput section of RESULTS.md, and what changed between two measurements."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UserError
+from bench.measure.throughput import SCHEMA
+from bench.report.tables import device, table
+
+Report = dict[str, Any]
+
+NOTE = """\
+Made by `make bench-throughput`, on images of noise: no speed depends on what is seen. Medians of windows that took turns, lowest to
+highest in brackets. *Conventional* is the loop of torchvision's and timm's training scripts: DataLoader with workers, PIL
+transforms, loss and accuracy read at each step; its best flags are the fastest of precision, layout, fused optimizer and workers on
+this device. The *bare step* is forward, backward and update on one batch that never changes. All of ours is deterministic but where
+the row says otherwise. FLOPs are those of convolutions, linear layers and attention's products, forward and backward, by the
+reference's count. The *roofline* is the time that the device's measured peak in matrix products and in copies allows for that
+arithmetic and for the least traffic of parameters and activations.
+"""
+
+
+def read_reports(folder: Path) -> list[tuple[Path, Report]]:
+    """All measurements under ``folder``, by file name.
+
+    Raises:
+        UserError: a file is no measurement.
+    """
+    return [(path, read_report(path)) for path in sorted(folder.glob("*.json"))]
+
+
+def read_report(path: Path) -> Report:
+    """Read one measurement.
+
+    Raises:
+        UserError: it is missing, no JSON or has another schema.
+    """
+    try:
+        report = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: expected a throughput measurement in JSON, found {error}") from error
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA or not {"loops", "families"} <= set(report):
+        raise UserError(f"{path}: expected a throughput measurement of schema {SCHEMA}; make one with `make bench-throughput`")
+    return report
+
+
+def throughput_section(folder: Path) -> str:
+    """Markdown for every device that was measured; empty where none was."""
+    reports = read_reports(folder)
+    if not reports:
+        return ""
+    return "\n".join([f"## Throughput\n\n{NOTE}", *(_device_section(report) for _, report in reports)])
+
+
+def _device_section(report: Report) -> str:
+    loops = report["loops"]
+    lines = [
+        f"### {device(report['environment'])}\n",
+        f"{_peaks(report)} {_origin(report)}\n",
+        f"Loops on `{loops['experiment']}`, batch {loops['batch_size']}; ours in {_mode(loops)}. "
+        f"The conventional loop's best flags are {_flags(loops['best_flags'])}.\n",
+        table([{"loop": name, "images/s": _spread(speed)} for name, speed in loops["images_per_second"].items()]) + "\n",
+        table([{"ratio": name, "times as fast": _spread(value, 2)} for name, value in loops["ratios"].items()]) + "\n",
+        table([_family_line(name, row, report) for name, row in report["families"].items()]) + "\n",
+    ]
+    return "\n".join(lines)
+
+
+def _peaks(report: Report) -> str:
+    peak, vendor = report["peak"], report["vendor_peak"]
+    measured = (
+        f"Measured peaks: {peak['fp32_flops_per_second'] / 1e12:.3g} TFLOP/s in fp32, "
+        f"{peak['bf16_flops_per_second'] / 1e12:.3g} in bf16, copies at {peak['bytes_per_second'] / 1e9:.3g} GB/s"
+    )
+    if vendor is None:
+        return f"{measured}."
+    stated = f"{vendor['flops_per_second'] / 1e12:.4g} TFLOP/s in bf16, {vendor['bytes_per_second'] / 1e9:.4g} GB/s"
+    return f"{measured}; the vendor states {stated}."
+
+
+def _origin(report: Report) -> str:
+    """Version, commit and how long it took."""
+    code = report["code"]
+    commit = (code["commit"] or "unknown")[:12] + ("-dirty" if code["dirty"] else "")
+    return f"Torch {report['environment']['torch']}, commit `{commit}`, {report['seconds'] / 60:.1f} minutes."
+
+
+def _family_line(name: str, row: Report, report: Report) -> dict[str, Any]:
+    measured = max(report["peak"]["fp32_flops_per_second"], report["peak"]["bf16_flops_per_second"])
+    vendor = report["vendor_peak"]
+    best, memory, joules = row["best_batch"], row["peak_memory_bytes"], row["joules_per_1000_images"]
+    return {
+        "network": name,
+        "batch": row["batch_size"],
+        "training images/s": _spread(row["training_images_per_second"]),
+        "s per CIFAR-100 epoch": f"{row['seconds_per_epoch']:.3g}",
+        "roofline s": f"{row['roofline_seconds_per_epoch']:.3g}",
+        "TFLOP/s": f"{row['flops_per_second'] / 1e12:.3g}",
+        "of measured peak": f"{row['flops_per_second'] / measured:.0%}",
+        "of vendor's peak": f"{row['flops_per_second'] / vendor['flops_per_second']:.0%}" if vendor else "",
+        "inference images/s": _spread(row["inference_images_per_second"]),
+        "peak memory (GB)": f"{memory / 1e9:.2f}" if memory else "",
+        "J per 1,000 images": f"{joules:.1f}" if joules else "",
+        "warm-up (s)": f"{row['warm_up_seconds']:.1f}",
+        "best batch": f"{best['batch_size']} ({best['training_images_per_second']:,.0f} images/s)" if best else "",
+        "mode": _mode(row),
+    }
+
+
+def _mode(row: Report) -> str:
+    execution = row["execution"]
+    bf16 = {"units": "bf16", "fp32": "bf16 computed in fp32"}[execution["bf16"]]
+    parts = [bf16 if row["precision"] == "bf16" else "fp32", f"depthwise {execution['depthwise']}"]
+    parts += [word for word, on in (("compiled", execution["compiled"]), ("CUDA graph", execution["cuda_graph"])) if on]
+    return "; ".join(parts)
+
+
+def _flags(flags: Report) -> str:
+    words = ["bf16" if flags["bf16"] else "fp32", *(name.replace("_", " ") for name in ("channels_last", "fused") if flags[name])]
+    return ", ".join([*words, f"{flags['workers']} workers"])
+
+
+def _spread(value: dict[str, float], digits: int | None = None) -> str:
+    median, low, high = (_number(value[name], digits) for name in ("median", "low", "high"))
+    return f"{median} [{low}, {high}]"
+
+
+def _number(value: float, digits: int | None) -> str:
+    if digits is not None:
+        return f"{value:.{digits}f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+# ---- comparing two measurements ------------------------------------------------------------------------------------------
+
+
+def compared(before: Report, after: Report) -> str:
+    """What changed beyond noise: a speed whose windows do not overlap between the two measurements."""
+    lines = list(_settings(before, after))
+    shared = [(name, old, new) for name, old, new in _speeds(before, after) if _apart(old, new)]
+    for name, old, new in shared:
+        lines.append(f"{name}: {_spread(old)} -> {_spread(new)} images/s, {new['median'] / old['median']:.2f} times as fast")
+    if not shared:
+        lines.append("no speed changed beyond noise")
+    return "\n".join(lines)
+
+
+def _apart(old: dict[str, float], new: dict[str, float]) -> bool:
+    return new["low"] > old["high"] or new["high"] < old["low"]
+
+
+def _speeds(before: Report, after: Report) -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
+    for name, old in before["loops"]["images_per_second"].items():
+        if name in after["loops"]["images_per_second"]:
+            yield f"loop: {name}", old, after["loops"]["images_per_second"][name]
+    for family, row in before["families"].items():
+        for kind in ("training", "inference"):
+            if family in after["families"]:
+                yield f"{family}: {kind}", row[f"{kind}_images_per_second"], after["families"][family][f"{kind}_images_per_second"]
+
+
+def _settings(before: Report, after: Report) -> Iterator[str]:
+    """Differences of the machine and the mode, which explain differences of speed."""
+    for name in sorted(before["environment"].keys() | after["environment"].keys()):
+        old, new = before["environment"].get(name), after["environment"].get(name)
+        if old != new:
+            yield f"environment: {name}: {old} -> {new}"
+    for family in before["families"].keys() & after["families"].keys():
+        old, new = (_mode(report["families"][family]) for report in (before, after))
+        if old != new:
+            yield f"{family}: mode: {old} -> {new}"
+
+
+def file_name(environment: dict[str, Any]) -> str:
+    """The file of a device's measurement: its name in small letters, with the threads on a CPU."""
+    words = "".join(character if character.isalnum() else " " for character in device(environment).lower()).split()
+    return "-".join(words) + ".json"

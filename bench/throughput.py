@@ -1,0 +1,58 @@
+"""``make bench-throughput``: what is measured, and where it is written."""
+
+from pathlib import Path
+
+from bench import environment
+from bench.catalog import find
+from bench.experiment import canonical_json
+from bench.grid import choices
+from bench.ledger import write_atomically
+from bench.measure.throughput import Bench
+from bench.report.throughput import file_name
+from bench.settings import Settings
+
+HEADLINE = "cifar100/baseline"
+NETWORKS = {  # by the tables' name: an experiment that trains it
+    "ConvNeXt-Tiny, default stem": HEADLINE,
+    "ConvNeXt-Tiny, CIFAR stem": "cifar100/matched_convnext",
+    "with MHSA at P3": "cifar100/C_mhsa",
+    "with SE at P3": "cifar100/C_se",
+    "with ECA at P3": "cifar100/C_eca",
+    "with CBAM at P3": "cifar100/C_cbam",
+    "with spatial attention at P3": "cifar100/C_spatial",
+    "with MHSA at P2 and P3": "cifar100/A_dual",
+    "CIFAR stem, with MHSA at P2 and P3": "cifar100/stem_dual",
+    "ViT-Tiny": "cifar100/scratch_vit_tiny",
+    "Mixer-Tiny": "cifar100/scratch_mixer_tiny",
+    "matched ViT": "cifar100/matched_vit",
+}
+QUICK = ("ConvNeXt-Tiny, default stem", "ViT-Tiny", "Mixer-Tiny")
+
+# Seconds of a window and windows of each contender, so that everything takes ten minutes on two cores, eight on a GPU, and 90
+# seconds with QUICK.
+WINDOWS = {("cpu", False): (1.5, 5), ("cpu", True): (0.5, 3), ("cuda", False): (1.0, 5), ("cuda", True): (0.2, 3)}
+
+
+def measure(settings: Settings, *, quick: bool) -> Path:
+    """Measure this device and write ``throughput/<device>.json`` in the results folder; return its path.
+
+    Raises:
+        UserError: there is no such device, or the file cannot be written.
+    """
+    environment.make_deterministic()
+    device = environment.choose_device(settings.device)
+    window_seconds, windows = WINDOWS[device.type, quick]
+    bench = Bench(
+        device,
+        choices(settings),
+        window_seconds=window_seconds,
+        windows=windows,
+        search=not quick,
+        say=lambda line: print(f"measuring {line}", flush=True),
+    )
+    chosen = {experiment.name for experiment in settings.experiments()}
+    names = {name: row for name, row in NETWORKS.items() if row in chosen and (not quick or name in QUICK)}
+    report = bench.report(find(HEADLINE), {name: find(row) for name, row in names.items()})
+    path = settings.results / "throughput" / file_name(report["environment"])
+    write_atomically(path, lambda file: file.write(canonical_json(report).encode()))
+    return path

@@ -1,0 +1,188 @@
+"""What only a GPU can show: graphs, synchronisation, determinism, memory. Skipped where torch sees none."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import data
+from bench import grid
+from bench.catalog import find
+from bench.engine import network as networks
+from bench.engine.checkpoint import CheckpointFolder
+from bench.engine.device_data import DeviceSplit, draw_epoch
+from bench.engine.evaluate import evaluate
+from bench.engine.execution import Choices, Execution, choose
+from bench.engine.optimizer import adamw
+from bench.engine.step import STEPS_BEFORE_CAPTURE, TrainingStep
+from bench.engine.train import build_network, put_on_device, train
+from bench.experiment import Model, Recipe, Run, canonical_json
+from bench.measure import loops, roofline
+from bench.measure.energy import EnergyCounter
+from bench.measure.timing import peak_memory
+from bench.profiles import smoke
+from models import Attention
+from models.depthwise import Method
+from tests.conftest import Recorder
+from tests.test_depthwise import outputs_and_gradients, reference, use_methods
+from tests.test_grid import chosen
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+CUDA = torch.device("cuda", 0)
+GRAPH = Execution(cuda_graph=True)
+
+
+def small(name: str, **recipe: Any) -> Run:
+    """An experiment of the catalog at the smoke budget, three epochs of eight steps."""
+    experiment = smoke(find(name))
+    changed = replace(experiment.recipe, **({"epochs": 3, "batch_size": 25, "patience": None} | recipe))
+    return Run(experiment=replace(experiment, recipe=changed), profile="smoke", seed=0)
+
+
+def trained(run: Run, folder: Path, execution: Execution, observer: Recorder | None = None) -> dict[str, Any]:
+    dataset = data.load(run.experiment.dataset)
+    results, _ = train(
+        run,
+        splits=put_on_device(run, dataset, CUDA),
+        network=build_network(run, len(dataset.classes), None, CUDA),
+        checkpoint=CheckpointFolder(folder),
+        observer=observer or Recorder(),
+        execution=execution,
+    )
+    return results
+
+
+def test_a_graph_is_the_steps_it_recorded(tmp_path: Path) -> None:
+    """With a switch of regime, so with two graphs; epochs are longer than the steps before a capture."""
+    run = small("cifar100/A_dual")
+    eager, graphed = (trained(run, tmp_path / name, mode) for name, mode in {"eager": Execution(), "graph": GRAPH}.items())
+    assert canonical_json(graphed) == canonical_json(eager)
+
+
+@pytest.mark.parametrize("name", ["cifar100/A_dual", "cifar100/C_se", "cifar100/C_eca", "cifar100/C_cbam", "cifar100/C_spatial"])
+def test_every_kind_of_attention_gives_the_same_bytes_again(name: str, tmp_path: Path) -> None:
+    one, two = (trained(small(name), tmp_path / folder, GRAPH) for folder in "ab")
+    assert canonical_json(one) == canonical_json(two)
+
+
+@pytest.mark.parametrize("name", ["cifar100/scratch_vit_tiny", "cifar100/scratch_mixer_tiny", "cifar100/stem_dual"])
+def test_every_family_gives_the_same_bytes_again(name: str, tmp_path: Path) -> None:
+    one, two = (trained(small(name), tmp_path / folder, GRAPH) for folder in "ab")
+    assert canonical_json(one) == canonical_json(two)
+
+
+@pytest.mark.parametrize("stop_at", [(1, 6), (2, 2), (3, 7)])
+def test_a_stopped_run_continues_to_the_same_bytes(stop_at: tuple[int, int], tmp_path: Path) -> None:
+    run = small("cifar100/A_dual")
+    straight = trained(run, tmp_path / "straight", GRAPH)
+    with pytest.raises(KeyboardInterrupt):
+        trained(run, tmp_path / "stopped", GRAPH, Recorder(stop_at))
+    assert canonical_json(trained(run, tmp_path / "stopped", GRAPH)) == canonical_json(straight)
+
+
+@pytest.mark.parametrize("execution", [Execution(), GRAPH, replace(GRAPH, depthwise={1: "pairs", 2: "pairs", 4: "matrix"})])
+def test_no_step_waits_for_the_device(execution: Execution) -> None:
+    images, labels = loops.random_images(100, 10)
+    split = DeviceSplit(images, labels, padding=4, mean=(0.5,), std=(0.5,), device=CUDA)
+    recipe = Recipe(epochs=1, batch_size=10)
+    experiment = find("cifar100/A_dual")
+    network = loops.build(experiment, 10, CUDA, execution).train()
+    part_of = networks.FAMILIES[experiment.model.family].part_of
+    step = TrainingStep(network, adamw(network, recipe, part_of), split, recipe, execution, steps=10)
+    step.begin_epoch(draw_epoch(100, seed=0, epoch=1, padding=4, flip=True, device=CUDA), [1.0] * 10)
+    for _ in range(STEPS_BEFORE_CAPTURE + 1):
+        step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    loss, correct = step.end_epoch()
+    assert loss > 0 and 0 <= correct <= 70
+
+
+@pytest.mark.parametrize("method", ["pairs", "matrix"])
+@pytest.mark.parametrize("side", [1, 2, 4, 8])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_depthwise_methods_agree(method: Method, side: int, layout: torch.memory_format) -> None:
+    plain, faster = reference(6).to(CUDA), reference(6).to(CUDA)
+    use_methods(faster, {side: method})
+    x = torch.randn(5, 6, side, side, dtype=torch.float64, device=CUDA).to(memory_format=layout)
+    for mine, theirs in zip(outputs_and_gradients(faster, x), outputs_and_gradients(plain, x), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+
+
+def test_the_choice_is_measured_here(tmp_path: Path) -> None:
+    network = networks.build(Model(), classes=10, seed=0)
+    execution = choose(network, "bf16", CUDA, Choices(kept=tmp_path / "measured.json"), steps=10)
+    assert execution.cuda_graph and execution.bf16 == "units"
+    assert choose(network, "bf16", CUDA, Choices(kept=tmp_path / "measured.json"), steps=10) == execution
+
+
+def test_every_mode_gives_the_references_losses(tmp_path: Path) -> None:
+    run = small("cifar100/baseline")
+    expected = [entry["train"]["loss"] for entry in trained(run, tmp_path / "reference", Execution())["epochs"]]
+    modes: dict[str, Execution] = {
+        "pairs": replace(GRAPH, depthwise={1: "pairs", 2: "pairs", 4: "pairs"}),
+        "matrix": replace(GRAPH, depthwise={1: "matrix", 2: "matrix", 4: "matrix", 8: "matrix"}),
+        "compiled": replace(GRAPH, compiled=True),
+    }
+    for name, mode in modes.items():
+        found = [entry["train"]["loss"] for entry in trained(run, tmp_path / name, mode)["epochs"]]
+        assert found == pytest.approx(expected, rel=1e-2), name
+
+
+def test_evaluation_agrees_with_the_cpu() -> None:
+    run = small("cifar100/baseline", precision="fp32")
+    dataset = data.load(run.experiment.dataset)
+    losses = []
+    for device in (CUDA, torch.device("cpu")):
+        network = build_network(run, len(dataset.classes), None, device)
+        losses.append(evaluate(network, put_on_device(run, dataset, device).test, run.experiment.recipe, Execution())["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_out_of_memory_is_a_record_and_the_grid_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, total = torch.cuda.mem_get_info(CUDA)
+    original = grid.build_network
+
+    def greedy(run: Run, *arguments: Any) -> Any:
+        if run.experiment.name == "cifar100/baseline_F0":
+            torch.empty(2 * total, dtype=torch.uint8, device=CUDA)
+        return original(run, *arguments)
+
+    monkeypatch.setattr(grid, "build_network", greedy)
+    settings = chosen(tmp_path, DEVICE="cuda", ONLY="cifar100/baseline_F0 cifar100/baseline_F1")
+    assert grid.work_through(grid.plan(settings), settings) == 1
+    statuses = [grid.Ledger(tmp_path).find(run) for run in grid.plan(settings)]
+    assert [record["results"]["status"] for record in statuses if record] == ["out_of_memory", "done"]
+
+
+def test_ceilings_memory_and_energy_are_plausible() -> None:
+    peak = roofline.measured_peak(CUDA)
+    assert peak["bf16_flops_per_second"] > 1e13 and peak["bytes_per_second"] > 1e11
+    vendor = roofline.vendor_peak(torch.cuda.get_device_name(CUDA))
+    if vendor:
+        assert peak["bf16_flops_per_second"] < vendor["flops_per_second"]
+        assert peak["bytes_per_second"] < vendor["bytes_per_second"]
+    assert (peak_memory(lambda: torch.empty(10**8, device=CUDA), CUDA) or 0) >= 4 * 10**8
+    joules = EnergyCounter(CUDA).joules()
+    assert joules is None or joules > 0
+
+
+def test_attention_over_many_heads_is_deterministic() -> None:
+    """Fused attention's backward pass on CUDA; deterministic mode must choose a repeatable one."""
+    model = Model(attention=Attention("mhsa", heads=8), sites=("P2", "P3"), stem="cifar")
+    gradients = []
+    for _ in range(2):
+        network = networks.build(model, classes=10, seed=0).to(CUDA, memory_format=torch.channels_last)
+        torch.manual_seed(0)
+        images = torch.randn(64, 3, 32, 32, device=CUDA)
+        with Execution().precision(CUDA, "bf16"):
+            logits = network(images)
+        logits.float().square().sum().backward()
+        gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
