@@ -1,11 +1,13 @@
 """What several tests share: a network of the real one's shape but a thousandth of its size, and a run to train it on."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import configuration
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
@@ -15,26 +17,17 @@ from bench.engine.execution import Execution
 from bench.engine.train import put_on_device, train
 from bench.environment import make_deterministic, seed_for
 from bench.experiment import Experiment, Model, Recipe, Run
+from bench.settings import DEFAULTS
 
 CPU = torch.device("cpu")
+
+configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # the source tree may be read-only
 
 
 @pytest.fixture(autouse=True)
 def pinned(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One thread and deterministic algorithms, so that numbers can be compared; no variable of the user's reaches a test."""
-    for name in (
-        "PROFILE",
-        "SEEDS",
-        "DEVICE",
-        "JOBS",
-        "ONLY",
-        "DATASETS",
-        "RESULTS",
-        "WEIGHTS",
-        "DEPTHWISE",
-        "COMPILE",
-        "CUDA_GRAPH",
-    ):
+    for name in DEFAULTS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DEPTHWISE", "reference")  # a choice by measurement may come out otherwise the next time
     threads = torch.get_num_threads()

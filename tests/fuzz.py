@@ -6,7 +6,6 @@ ones each time.
 
 import os
 import signal
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, configuration, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 TIMES = int(os.environ.get("FUZZ") or 1)
@@ -23,8 +22,6 @@ SECONDS = 10.0  # for one input; the slowest takes a tenth of one
 MEBIBYTES = 256  # for one input; the largest has one
 
 Result = TypeVar("Result")
-
-configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # the source tree may be read-only
 
 
 def examples(count: int) -> settings:

@@ -55,6 +55,7 @@ class TrainingStep:
         self._not_finite = torch.zeros((), device=device)
         optimizer.found_inf, optimizer.grad_scale = self._not_finite, None  # type: ignore[attr-defined]
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._aside = torch.cuda.Stream(device) if execution.cuda_graph else None  # type: ignore[no-untyped-call]
         self._launched = 0
 
     def begin_epoch(self, draws: Draws, factors: list[float]) -> None:
@@ -128,11 +129,11 @@ class TrainingStep:
 
     def _compute_aside(self) -> None:
         """Compute on a stream of its own, as capturing requires of all that comes before it."""
-        aside = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(aside):
+        assert self._aside is not None
+        self._aside.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._aside):
             self._compute()
-        torch.cuda.current_stream(self._device).wait_stream(aside)
+        torch.cuda.current_stream(self._device).wait_stream(self._aside)
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()

@@ -200,14 +200,14 @@ def train(
         progress.timings.append({"train_seconds": trained_at - started, "evaluation_seconds": time.perf_counter() - trained_at})
         if best_epoch(progress.epochs, selecting_split(recipe)) is entry:
             best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        if epoch == recipe.epochs or time.monotonic() - saved >= checkpoint_seconds:
+        if time.monotonic() - saved >= checkpoint_seconds:
             if best:
                 checkpoint.save_best(best)
                 best = None
             save()
             saved = time.monotonic()
         observer.epoch(entry, progress.timings[-1])
-    if best:  # stopped early, or diverged, between two checkpoints
+    if best:  # since the last checkpoint
         checkpoint.save_best(best)
 
     # ---- final numbers -----------------------------------------------------------------------------------------------

@@ -227,8 +227,13 @@ class Bench:
     def _training(self, experiment: Experiment, execution: Execution, batch_size: int) -> tuple[Spread, Report]:
         device, done = self._device, 0
         step = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=CLASSES, device=device)
-        warm_up = seconds_of(lambda: step(4 if execution.cuda_graph else 1), device)
-        memory = peak_memory(lambda: step(1), device)
+        warm_up = 0.0
+
+        def warm() -> None:
+            nonlocal warm_up
+            warm_up = seconds_of(lambda: step(4 if execution.cuda_graph else 1), device)
+
+        memory = peak_memory(warm, device)  # replaying a graph allocates nothing any more
 
         def counted(steps: int) -> None:
             nonlocal done

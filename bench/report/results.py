@@ -89,6 +89,7 @@ def results_page(found: Sequence[Found], folder: Path, results: Path | None = No
         opening(found),
         _how_to_read(),
         *(_profile(profile, found, folder) for profile in PROFILES),
+        _figures(results or folder, folder),
         throughput_section((results or folder) / "throughput"),
         where_time_goes((results or folder) / "profile", folder),
         _decisions(),
@@ -178,6 +179,18 @@ def _weights_note(profile: str, found: Sequence[Found]) -> list[str]:
     }
     lines = [f"- `{name}` (SHA-256 `{digest[:12]}`): {BACKBONES.get(digest, UNKNOWN_BACKBONE)}" for name, digest in sorted(used)]
     return ["Pretrained backbones:\n\n" + "\n".join(lines) + "\n"] if lines else []
+
+
+def _figures(results: Path, folder: Path) -> str:
+    """The figures that `make figures` has drawn for this ledger."""
+    from bench.report.figures import pictures  # matplotlib takes a second to import, and only this section wants it
+
+    shown = [
+        f"### {picture.title}{f' (profile `{picture.profile}`)' if picture.profile else ''}\n\n"
+        f"![{picture.title}]({_relative(picture.svg, folder)})\n\n{picture.caption}\n"
+        for picture in pictures(results)
+    ]
+    return "\n".join(["## Figures\n\nDrawn by `make figures` from the records.\n", *shown]) if shown else ""
 
 
 def _decisions() -> str:
