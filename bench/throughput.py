@@ -30,7 +30,7 @@ QUICK = ("ConvNeXt-Tiny, default stem", "ViT-Tiny", "Mixer-Tiny")
 
 # Seconds of a window and windows of each contender, so that everything takes ten minutes on two cores, eight on a GPU, and 90
 # seconds with QUICK.
-WINDOWS = {("cpu", False): (1.5, 5), ("cpu", True): (0.5, 3), ("cuda", False): (1.0, 5), ("cuda", True): (0.2, 3)}
+WINDOWS = {("cpu", False): (1.0, 5), ("cpu", True): (0.5, 3), ("cuda", False): (1.0, 5), ("cuda", True): (0.2, 3)}
 
 
 def measure(settings: Settings, *, quick: bool) -> Path:

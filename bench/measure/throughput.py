@@ -21,7 +21,7 @@ from bench.experiment import Experiment
 from bench.measure import loops, roofline
 from bench.measure.cost import multiply_adds, training_flops
 from bench.measure.energy import EnergyCounter
-from bench.measure.timing import Spread, interleaved, peak_memory, ratio, seconds_of
+from bench.measure.timing import SLOW, Spread, interleaved, peak_memory, ratio, seconds_of
 
 SCHEMA = 1
 CLASSES = 100
@@ -220,7 +220,9 @@ class Bench:
             "inference_images_per_second": self._inference(experiment, execution).as_json(),
             "inference_batch_size": EVALUATION_BATCH,
             "inference_flops_per_image": 2 * multiply_adds(network),
-            "best_batch": self._best_batch(experiment, execution, batch_size, training) if self._search else None,
+            "best_batch": self._best_batch(experiment, execution, batch_size, training)
+            if self._search and batch_size / training.median < SLOW
+            else None,
             **rest,
         }
 

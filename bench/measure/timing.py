@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 WINDOWS = 5  # turns of each contender: an odd number, so that the median is one of them
+SLOW, WINDOWS_OF_THE_SLOW = 4.0, 3  # seconds of a step from which three turns are enough: they are long
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def interleaved(
     for name, contender in contenders.items():
         once = seconds_of(lambda contender=contender: contender(1), device)  # type: ignore[misc]
         steps[name] = max(1, round(window_seconds / once))
+        if once > SLOW:
+            windows = min(windows, WINDOWS_OF_THE_SLOW)
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(windows):
         for name, contender in contenders.items():
