@@ -203,7 +203,7 @@ def test_the_section_shows_loops_ratios_and_networks(report: dict[str, Any], tmp
     text = throughput_section(tmp_path)
     assert text.startswith("## Throughput\n")
     assert "Measured peaks: 0.1 TFLOP/s in fp32, 0.2 in bf16, copies at 10 GB/s. Torch" in text
-    for name in (*report["loops"]["images_per_second"], *report["loops"]["ratios"], "small"):
+    for name in (*report["loops"]["images_per_second"], *report["loops"]["ratios"], "convnext_tiny, default stem"):
         assert f"| {name} " in text
     share = report["families"]["small"]["flops_per_second"] / 2e11
     assert f" {share:.0%} " in text

@@ -35,12 +35,27 @@ CONVENTIONAL, CONVENTIONAL_BEST = "conventional, fp32", "conventional, best flag
 EAGER = "eager on device-resident tensors, best flags"
 NOT_DETERMINISTIC, REFERENCE_DEPTHWISE = "ours, not deterministic", "ours, reference depthwise"
 LIBRARY_BF16 = "ours, bf16 as the library computes it"
+IN_FP32 = "ours, in fp32"
 NO_GRAPH = "ours, no CUDA graph"
 COMPILED = "ours, compiled"
+LOOPS = (
+    OURS,
+    BARE,
+    EAGER,
+    CONVENTIONAL_BEST,
+    CONVENTIONAL,
+    IN_FP32,
+    NOT_DETERMINISTIC,
+    REFERENCE_DEPTHWISE,
+    LIBRARY_BF16,
+    NO_GRAPH,
+    COMPILED,
+)
 RATIOS = (
     (OURS, BARE),
     (OURS, CONVENTIONAL),
     (OURS, CONVENTIONAL_BEST),
+    (IN_FP32, CONVENTIONAL),
     (OURS, EAGER),
     (OURS, REFERENCE_DEPTHWISE),
     (OURS, LIBRARY_BF16),
@@ -146,7 +161,7 @@ class Bench:
             loop = loops.Conventional(network, self._images, self._labels, batch_size=batch_size, device=device, flags=flags)
             return _in_mode(loop, on=False)
 
-        def mine(execution: Execution, on: bool = True) -> loops.Steps:
+        def mine(execution: Execution, on: bool = True, experiment: Experiment = experiment) -> loops.Steps:
             steps = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=CLASSES, device=device)
             return _in_mode(steps, on=on)
 
@@ -167,6 +182,9 @@ class Bench:
             EAGER: eager,
             NOT_DETERMINISTIC: lambda: mine(execution, on=False),
         }
+        if experiment.recipe.precision == "bf16":
+            in_fp32 = replace(experiment, recipe=replace(experiment.recipe, precision="fp32"))
+            variants[IN_FP32] = lambda: mine(self._choose(in_fp32), experiment=in_fp32)
         if execution.depthwise:
             variants[REFERENCE_DEPTHWISE] = lambda: mine(replace(execution, depthwise={}))
         if execution.bf16 != "units":

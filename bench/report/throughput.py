@@ -1,16 +1,18 @@
 """The throughput section of RESULTS.md, and what changed between two measurements."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.catalog import EXPERIMENTS, find
 from bench.errors import UserError
-from bench.measure.throughput import SCHEMA
-from bench.report.tables import device, table
+from bench.measure.throughput import LOOPS, RATIOS, SCHEMA
+from bench.report.tables import attention_name, device, model_name, table
 
 Report = dict[str, Any]
 
+PAIRS = [f"{one} / {other}" for one, other in RATIOS]
 NOTE = """\
 Made by `make bench-throughput`, on images of noise: no speed depends on what is seen. Medians of windows that took turns, lowest to
 highest in brackets. *Conventional* is the loop of torchvision's and timm's training scripts: DataLoader with workers, PIL
@@ -61,9 +63,9 @@ def _device_section(report: Report) -> str:
         f"{_peaks(report)} {_origin(report)}\n",
         f"Loops on `{loops['experiment']}`, batch {loops['batch_size']}; ours in {_mode(loops)}. "
         f"The conventional loop's best flags are {_flags(loops['best_flags'])}.\n",
-        table([{"loop": name, "images/s": _spread(speed)} for name, speed in loops["images_per_second"].items()]) + "\n",
-        table([{"ratio": name, "times as fast": _spread(value, 2)} for name, value in loops["ratios"].items()]) + "\n",
-        table([_family_line(name, row, report) for name, row in report["families"].items()]) + "\n",
+        table([{"loop": name, "images/s": _spread(speed)} for name, speed in _in_order(loops["images_per_second"], LOOPS)]) + "\n",
+        table([{"ratio": name, "times as fast": _spread(value, 2)} for name, value in _in_order(loops["ratios"], PAIRS)]) + "\n",
+        table([_family_line(row, report) for row in sorted(report["families"].values(), key=_place)]) + "\n",
     ]
     return "\n".join(lines)
 
@@ -87,16 +89,29 @@ def _origin(report: Report) -> str:
     return f"Torch {report['environment']['torch']}, commit `{commit}`, {report['seconds'] / 60:.1f} minutes."
 
 
-def _family_line(name: str, row: Report, report: Report) -> dict[str, Any]:
+def _in_order(values: dict[str, Any], names: Sequence[str]) -> list[tuple[str, Any]]:
+    """As the measurement made them: a file of JSON has its names in the alphabet's order."""
+    return sorted(values.items(), key=lambda item: names.index(item[0]) if item[0] in names else len(names))
+
+
+def _place(row: Report) -> int:
+    """Where the network's experiment stands in the catalog."""
+    names = [experiment.name for experiment in EXPERIMENTS]
+    return names.index(row["experiment"]) if row["experiment"] in names else len(names)
+
+
+def _family_line(row: Report, report: Report) -> dict[str, Any]:
     measured = max(report["peak"]["fp32_flops_per_second"], report["peak"]["bf16_flops_per_second"])
     vendor = report["vendor_peak"]
     best, memory, joules = row["best_batch"], row["peak_memory_bytes"], row["joules_per_1000_images"]
+    experiment = find(row["experiment"])
     return {
-        "network": name,
+        "model": model_name(experiment),
+        "attention": attention_name(experiment),
         "batch": row["batch_size"],
         "training images/s": _spread(row["training_images_per_second"]),
-        "s per CIFAR-100 epoch": f"{row['seconds_per_epoch']:.3g}",
-        "roofline s": f"{row['roofline_seconds_per_epoch']:.3g}",
+        "s per CIFAR-100 epoch": _number(row["seconds_per_epoch"], None),
+        "roofline s": _number(row["roofline_seconds_per_epoch"], None),
         "TFLOP/s": f"{row['flops_per_second'] / 1e12:.3g}",
         "of measured peak": f"{row['flops_per_second'] / measured:.0%}",
         "of vendor's peak": f"{row['flops_per_second'] / vendor['flops_per_second']:.0%}" if vendor else "",
@@ -130,7 +145,7 @@ def _spread(value: dict[str, float], digits: int | None = None) -> str:
 def _number(value: float, digits: int | None) -> str:
     if digits is not None:
         return f"{value:.{digits}f}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 # ---- comparing two measurements ------------------------------------------------------------------------------------------
