@@ -156,6 +156,7 @@ def test_interrupted_run_says_so_and_is_continued(small: None, tmp_path: Path, m
         raise KeyboardInterrupt
 
     monkeypatch.setattr(CheckpointFolder, "save", save_and_stop)
+    monkeypatch.setattr(grid, "CHECKPOINT_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         grid.execute(run, its_settings)
     monkeypatch.setattr(CheckpointFolder, "save", original)
