@@ -171,5 +171,6 @@ def commit(record: Record) -> str:
 
 def device(environment: Mapping[str, Any]) -> str:
     """The device's name, on a CPU with the number of threads."""
-    threads = "" if str(environment["cuda"]) != "None" else f", {environment['threads']} threads"
+    count = environment["threads"]
+    threads = "" if str(environment["cuda"]) != "None" else f", {count} thread{'' if count == 1 else 's'}"
     return f"{environment['device']}{threads}"
