@@ -68,7 +68,7 @@ Report = dict[str, Any]
 
 
 class Bench:
-    """One session of measurements on one device.
+    """The measurements of one device.
 
     Args:
         choices: how the user wants steps to be computed.
