@@ -157,7 +157,7 @@ fashion-mnist: $(INSTALLED)  ## Every experiment on Fashion-MNIST
 cost: $(INSTALLED)  ## Parameters, multiply-adds and attention maps of every network
 	@$(PYTHON) -m bench cost
 
-bench-throughput: $(INSTALLED)  ## Images per second of every network, and of our loop beside others (QUICK=1: 90 seconds)
+bench-throughput: $(INSTALLED)  ## Images per second of every network, and of our loop beside others (QUICK=1: fewer)
 	$(PYTHON) -m bench throughput $(if $(QUICK),--quick)
 
 # The profiler's library tells of its own start and stop, and of every allocation older than its recording.

@@ -242,6 +242,16 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> Non
         train_small(small_run(head_lr=0.5), tmp_path)
 
 
+def test_a_run_stays_on_its_type_of_device(tmp_path: Path) -> None:
+    train_small(small_run(), tmp_path)
+    checkpoint = CheckpointFolder(tmp_path)
+    state = checkpoint.load(small_run().configuration_sha256, CPU)
+    assert state is not None and state["device"] == "cpu"
+    checkpoint.save(state | {"device": "cuda"})
+    with pytest.raises(UserError, match="expected a checkpoint of DEVICE=cpu, found one of cuda; set DEVICE=cuda, or delete it"):
+        train_small(small_run(), tmp_path)
+
+
 def test_a_finished_run_leaves_its_best_weights_alone(tmp_path: Path) -> None:
     train_small(small_run(), tmp_path)
     CheckpointFolder(tmp_path).finish()

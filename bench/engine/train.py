@@ -28,6 +28,7 @@ from bench.engine.regime import release, trained_parts
 from bench.engine.step import TrainingStep
 from bench.engine.subset import first_per_class, stratified_split
 from bench.environment import seed_for
+from bench.errors import UserError
 from bench.experiment import Recipe, Run
 from data import Dataset
 from models.depthwise import use_methods
@@ -128,7 +129,7 @@ def train(
             as long to write as a GPU takes for an epoch.
 
     Raises:
-        UserError: the checkpoint cannot be read or written.
+        UserError: the checkpoint cannot be read or written, or was made on another type of device.
     """
     experiment, recipe = run.experiment, run.experiment.recipe
     device = splits.train.labels.device
@@ -143,6 +144,11 @@ def train(
     # ---- resume ------------------------------------------------------------------------------------------------------
     progress = Progress(execution=execution)
     if state := checkpoint.load(run.configuration_sha256, device):
+        if state["device"] != device.type:  # the mode of computing, and with it the result, would change in the middle of a run
+            raise UserError(
+                f"{checkpoint.last}: expected a checkpoint of DEVICE={device.type}, found one of {state['device']}; "
+                f"set DEVICE={state['device']}, or delete it to start the run again"
+            )
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         state["progress"]["execution"] = Execution(**state["progress"]["execution"])
@@ -155,6 +161,7 @@ def train(
         checkpoint.save(
             {
                 "configuration_sha256": run.configuration_sha256,
+                "device": device.type,
                 "network": network.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "progress": asdict(progress),

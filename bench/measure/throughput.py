@@ -17,6 +17,7 @@ from bench.engine import network as networks
 from bench.engine.device_data import DeviceSplit
 from bench.engine.evaluate import BATCH as EVALUATION_BATCH
 from bench.engine.execution import Choices, Execution, choose
+from bench.engine.step import STEPS_BEFORE_CAPTURE
 from bench.experiment import Experiment
 from bench.measure import loops, roofline
 from bench.measure.cost import multiply_adds, training_flops
@@ -251,7 +252,7 @@ class Bench:
 
         def warm() -> None:
             nonlocal warm_up
-            warm_up = seconds_of(lambda: step(4 if execution.cuda_graph else 1), device)
+            warm_up = seconds_of(lambda: step(_cold(execution)), device)
 
         memory = peak_memory(warm, device)  # replaying a graph allocates nothing any more
 
@@ -286,7 +287,7 @@ class Bench:
     def _once(self, experiment: Experiment, execution: Execution, batch_size: int, expected: float) -> float:
         """Images per second in one window, at another batch size than the recipe's."""
         step = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=CLASSES, device=self._device)
-        step(4 if execution.cuda_graph else 1)
+        step(_cold(execution))
         count = max(1, round(self._window_seconds * expected / batch_size))
         return batch_size * count / seconds_of(lambda: step(count), self._device)
 
@@ -299,6 +300,11 @@ class Bench:
     def _choose(self, experiment: Experiment) -> Execution:
         network = networks.build(experiment.model, classes=CLASSES, seed=0)
         return choose(network, experiment.recipe.precision, self._device, self._choices, steps=1)
+
+
+def _cold(execution: Execution) -> int:
+    """Steps that are not yet as fast as all others: the first, or those up to the capture of the graph."""
+    return STEPS_BEFORE_CAPTURE + 1 if execution.cuda_graph else 1
 
 
 def _in_mode(steps: loops.Steps, *, on: bool) -> loops.Steps:

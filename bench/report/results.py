@@ -35,7 +35,7 @@ our own differences, paired over the seeds that both rows have: to the row witho
 trained under the same regime. "Best test" is the highest test accuracy over the epochs, "last test" that of the last epoch, "test
 at best validation" that of the epoch with the highest validation accuracy. Maps are the sides of the feature maps that the
 attention sees: 8x8 are 64 tokens. Alpha is the gate after the last epoch, with the study's in brackets. `make report` writes this
-page from the records under `records/` in the results folder, and from nothing else; do not edit it.
+page from what lies in the results folder, records, figures and measurements of speed, and from nothing else; do not edit it.
 """
 
 TIME_NOTE = (
