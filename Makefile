@@ -24,7 +24,7 @@
 #= FROM       data: folders to take downloaded archives from, without the network: FROM='dir1 dir2'
 #= TESTS      test: the test files or folders (tests)
 #= PORT       tensorboard: where it listens, on this machine alone (6006)
-#= QUICK      bench-throughput: QUICK=1 measures the loops and three networks only
+#= QUICK      bench-throughput: QUICK=1 measures the loops and two networks only
 #= UPGRADE    lock: UPGRADE=1 moves every package to its newest release
 #= TARGET     container: the targets to make inside: TARGET=all
 #= GPUS       container, shell: which GPUs (all); GPUS=none on a machine without one

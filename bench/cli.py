@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     }.items():
         command = commands.add_parser(name, parents=[shared], help=text, description=text, allow_abbrev=False)
         if name == "throughput":
-            command.add_argument("--quick", action="store_true", help="the loops and three networks only")
+            command.add_argument("--quick", action="store_true", help="the loops and two networks only")
         if name == "compare":
             command.add_argument("before", metavar="A.json", help="an earlier measurement")
             command.add_argument("after", metavar="B.json", help="a later one")

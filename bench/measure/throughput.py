@@ -75,7 +75,7 @@ class Bench:
         choices: how the user wants steps to be computed.
         window_seconds: about how long one turn of one contender lasts.
         windows: turns of each contender.
-        search: whether to look for each family's best batch size.
+        search: whether to look for each family's best batch size, and to time the slowest of the loops.
         say: takes a line on what is being measured.
     """
 
@@ -130,7 +130,7 @@ class Bench:
         """Our loop beside the others, all in turns, at the recipe's batch size."""
         batch_size = experiment.recipe.batch_size
         execution = self._choose(experiment)
-        flags = self._best_flags(experiment)
+        flags = self._best_flags(experiment, units=execution.bf16 == "units")
         contenders: dict[str, loops.Steps] = {}
         for name, make in self._contenders(experiment, execution, flags).items():
             self._say(name)
@@ -188,7 +188,7 @@ class Bench:
             variants[IN_FP32] = lambda: mine(self._choose(in_fp32), experiment=in_fp32)
         if execution.depthwise:
             variants[REFERENCE_DEPTHWISE] = lambda: mine(replace(execution, depthwise={}))
-        if execution.bf16 != "units":
+        if execution.bf16 != "units" and self._search:  # many seconds a step
             variants[LIBRARY_BF16] = lambda: mine(replace(execution, bf16="units"))
         if execution.cuda_graph:
             variants[NO_GRAPH] = lambda: mine(replace(execution, cuda_graph=False))
@@ -196,8 +196,8 @@ class Bench:
             variants[COMPILED] = lambda: mine(replace(execution, compiled=True))
         return variants
 
-    def _best_flags(self, experiment: Experiment) -> loops.Flags:
-        """The fastest of the conventional loop's flags, by a few steps each: precision with layout, then workers."""
+    def _best_flags(self, experiment: Experiment, *, units: bool) -> loops.Flags:
+        """The fastest of the conventional loop's flags, by a few steps each; bf16 is tried where the device has units for it."""
         batch_size = experiment.recipe.batch_size
 
         def seconds(flags: loops.Flags) -> float:
@@ -212,7 +212,9 @@ class Bench:
         self._say("best flags of the conventional loop")
         workers = (0, 2) if self._device.type == "cpu" else (4, 8)
         candidates = [
-            loops.Flags(bf16=bf16, channels_last=True, fused=True, workers=count) for bf16 in (False, True) for count in workers
+            loops.Flags(bf16=bf16, channels_last=True, fused=True, workers=count)
+            for bf16 in ((False, True) if units else (False,))
+            for count in workers
         ]
         return min(candidates, key=seconds)
 
