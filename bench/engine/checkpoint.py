@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.errors import UserError
 from bench.ledger import write_atomically
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 class Busy(Exception):
