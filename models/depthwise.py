@@ -58,8 +58,7 @@ class DepthwiseConv2d(nn.Conv2d):
         if height != width or height not in self.computations:
             return super().forward(x_NCHW)
         bias = self.bias if self.bias is not None else self.weight.new_zeros(self.out_channels)
-        x_NCHW, weight, bias = _as_autocast_would(x_NCHW, self.weight, bias)
-        return self.computations[height](x_NCHW, weight, bias, self.joining_taps[height])
+        return self.computations[height](x_NCHW, self.weight, bias, self.joining_taps[height])
 
 
 def use_methods(network: nn.Module, methods: Mapping[int, Method]) -> int:
@@ -80,7 +79,7 @@ def use_methods(network: nn.Module, methods: Mapping[int, Method]) -> int:
         kernel, device = convolution.kernel_size[0], convolution.weight.device
         convolution.methods = dict(methods)  # type: ignore[assignment]
         convolution.computations = {  # type: ignore[assignment]
-            side: _computation(method) for side, method in methods.items() if method != "convolution"
+            side: _COMPUTATIONS[method] for side, method in methods.items() if method != "convolution"
         }
         convolution.joining_taps = {side: tap_indices(side, kernel, device) for side in methods}  # type: ignore[assignment]
     return len(found)
@@ -102,12 +101,27 @@ def depthwise_maps(network: nn.Module, *, side: int = 32) -> set[tuple[int, int]
     return maps
 
 
-def _computation(method: Method) -> Computation:
-    if method == "triton":
-        from models.depthwise_triton import tiles  # here: Triton is not on every system
+# One function for all convolutions of a network: a compiler takes them for the same code.
 
-        return tiles
-    return pairs if method == "pairs" else matrix_product
+
+def _by_pairs(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
+    x_NCHW, weight, bias = _as_autocast_would(x_NCHW, weight, bias)
+    return pairs(x_NCHW, weight, bias, joining_taps)
+
+
+def _by_matrix(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
+    x_NCHW, weight, bias = _as_autocast_would(x_NCHW, weight, bias)
+    return matrix_product(x_NCHW, weight, bias, joining_taps)
+
+
+def _by_triton(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
+    from models.depthwise_triton import tiles  # here: Triton is not on every system
+
+    (x_NCHW,) = _as_autocast_would(x_NCHW)  # weight and bias are read as they are
+    return tiles(x_NCHW, weight, bias)
+
+
+_COMPUTATIONS: dict[Method, Computation] = {"pairs": _by_pairs, "matrix": _by_matrix, "triton": _by_triton}
 
 
 def _triton_works() -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 _POSITIONS, _CHANNELS = 64, 32
 _POSITIONS_OF_SHARE = 16
 _COLUMNS = 8  # taps in a row, as a power of two; the one too many adds up the gradient of the bias
+_SIDE_OF_MANY_TAPS = 4  # from which a copy of the weight is worth its launch
 _PROGRAMS = 1024  # of the weight's gradient, at least about: some for each multiprocessor of any GPU
 
 
@@ -36,45 +37,43 @@ def works() -> bool:
         return False
 
 
-def tiles(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor | None = None) -> Tensor:
+def tiles(x_NCHW: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The convolution of a square map with the ``[C, 1, k, k]`` weight (odd k up to 7), stride 1, the map's size kept.
 
-    Args:
-        joining_taps: not used; it stands here so that all methods are called alike.
+    Weight and bias may be wider than x: they are rounded to its precision as they are read, which saves copies of them.
     """
-    taps_TC = weight.flatten(1).t().contiguous()  # neighbouring channels side by side, as in x
-    x_NCHW = x_NCHW.contiguous(memory_format=torch.channels_last)
-    return _Tiles.apply(x_NCHW, taps_TC, bias, weight.shape[-1])  # type: ignore[no-any-return, no-untyped-call]
+    return _Tiles.apply(x_NCHW.contiguous(memory_format=torch.channels_last), weight, bias)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Tiles(torch.autograd.Function):
     @staticmethod
-    def forward(x_NCHW: Tensor, taps_TC: Tensor, bias: Tensor, kernel: int) -> Tensor:
-        return _correlated(x_NCHW, taps_TC, bias, kernel, mirrored=False)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x_NCHW, taps_TC, _, ctx.kernel = inputs
-        ctx.save_for_backward(x_NCHW, taps_TC)
+    def forward(ctx: Any, x_NCHW: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        taps_CT = weight.flatten(1)
+        if x_NCHW.shape[-1] >= _SIDE_OF_MANY_TAPS:  # read often: neighbouring channels side by side, as in x
+            taps_CT = taps_CT.t().contiguous().t()
+        ctx.kernel = weight.shape[-1]
+        ctx.save_for_backward(x_NCHW, taps_CT)
+        return _correlated(x_NCHW, taps_CT, bias, ctx.kernel, mirrored=False)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x_NCHW, taps_TC = ctx.saved_tensors
+        x_NCHW, taps_CT = ctx.saved_tensors
         gradient_NCHW = gradients[0].contiguous(memory_format=torch.channels_last)
-        of_x, of_taps, of_bias, _ = ctx.needs_input_grad
-        dx = _correlated(gradient_NCHW, taps_TC, None, ctx.kernel, mirrored=True) if of_x else None
-        if not (of_taps or of_bias):
-            return dx, None, None, None
-        sums = _weight_gradients(x_NCHW, gradient_NCHW, ctx.kernel).to(taps_TC.dtype)
-        return dx, sums[:, : ctx.kernel].reshape(taps_TC.shape), sums[ctx.kernel // 2, -1], None
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        dx = _correlated(gradient_NCHW, taps_CT, None, ctx.kernel, mirrored=True) if of_x else None
+        if not (of_weight or of_bias):
+            return dx, None, None
+        sums_KKC = _weight_gradients(x_NCHW, gradient_NCHW, ctx.kernel).to(taps_CT.dtype)
+        of_taps_CKK = sums_KKC[:, : ctx.kernel].permute(2, 0, 1)
+        return dx, of_taps_CKK.reshape(-1, 1, ctx.kernel, ctx.kernel), sums_KKC[ctx.kernel // 2, -1]
 
 
-def _correlated(x_NCHW: Tensor, taps_TC: Tensor, bias: Tensor | None, kernel: int, *, mirrored: bool) -> Tensor:
+def _correlated(x_NCHW: Tensor, taps_CT: Tensor, bias: Tensor | None, kernel: int, *, mirrored: bool) -> Tensor:
     n, channels, side, _ = x_NCHW.shape
     positions = n * side * side
     y_NCHW = torch.empty_like(x_NCHW)
     _correlate[triton.cdiv(positions, _POSITIONS), triton.cdiv(channels, _CHANNELS)](
-        x_NCHW, taps_TC, taps_TC if bias is None else bias, y_NCHW, positions, channels,
+        x_NCHW, taps_CT, taps_CT if bias is None else bias, y_NCHW, positions, channels, taps_CT.stride(0), taps_CT.stride(1),
         side, kernel, mirrored, bias is not None, x_NCHW.dtype == torch.float64, _POSITIONS, _CHANNELS,
     )  # fmt: skip
     return y_NCHW
@@ -93,7 +92,7 @@ def _weight_gradients(x_NCHW: Tensor, gradient_NCHW: Tensor, kernel: int) -> Ten
         x_NCHW, gradient_NCHW, shares, positions, channels, share,
         side, kernel, wide == torch.float64, _COLUMNS, _POSITIONS_OF_SHARE, _CHANNELS,
     )  # fmt: skip
-    return shares.sum(0)
+    return shares.sum(0) if len(shares) > 1 else shares[0]
 
 
 # ---- kernels -----------------------------------------------------------------------------------------------------------
@@ -101,7 +100,7 @@ def _weight_gradients(x_NCHW: Tensor, gradient_NCHW: Tensor, kernel: int) -> Ten
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _correlate(  # type: ignore[no-untyped-def]
-    x, taps, bias, y, positions, channels,
+    x, taps, bias, y, positions, channels, next_channel, next_tap,
     SIDE: tl.constexpr, KERNEL: tl.constexpr, MIRRORED: tl.constexpr, BIAS: tl.constexpr,
     DOUBLE: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -121,10 +120,11 @@ def _correlate(  # type: ignore[no-untyped-def]
                 tap = KERNEL * KERNEL - 1 - tap
             inside = (row + down >= 0) & (row + down < SIDE) & (column + right >= 0) & (column + right < SIDE)
             value = tl.load(x + place + (down * SIDE + right) * channels, mask=present & inside[:, None], other=0.0)
-            factor = tl.load(taps + tap * channels + channel, mask=known, other=0.0)
-            total += value.to(WIDE) * factor.to(WIDE)[None, :]
+            factor = tl.load(taps + tap * next_tap + channel * next_channel, mask=known, other=0.0)
+            total += value.to(WIDE) * factor.to(value.dtype).to(WIDE)[None, :]
     if BIAS:
-        total += tl.load(bias + channel, mask=known, other=0.0).to(WIDE)[None, :]
+        offset = tl.load(bias + channel, mask=known, other=0.0)
+        total += offset.to(x.dtype.element_ty).to(WIDE)[None, :]
     tl.store(y + place, total.to(y.dtype.element_ty), mask=present)
 
 

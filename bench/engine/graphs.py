@@ -1,6 +1,7 @@
 """Many kernels recorded once, to be launched as one."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -10,7 +11,19 @@ WARM_UP = 3  # launched kernel by kernel before a capture: libraries choose algo
 def captured(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Do the work a few times, record it, and return what repeats it on the same memory."""
     aside(work, device, times=WARM_UP)
-    return capture(work).replay
+    return Repeated(work, capture(work))
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Recorded work. It holds what it was recorded from: a graph knows addresses only, and what lies there must live on."""
+
+    work: Callable[[], None]
+    graph: torch.cuda.CUDAGraph
+
+    def __call__(self) -> None:
+        """Queue it once more."""
+        self.graph.replay()
 
 
 def aside(work: Callable[[], None], device: torch.device, *, times: int = 1, stream: torch.cuda.Stream | None = None) -> None:
