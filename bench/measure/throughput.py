@@ -138,7 +138,7 @@ class Bench:
         for name, make in self._contenders(experiment, execution, flags).items():
             self._say(name)
             contenders[name] = make()
-            contenders[name](2)  # plans, allocations, workers
+            contenders[name](WARM_UP + 2)  # plans, allocations, workers, a graph
         speeds = interleaved(
             contenders, images=batch_size, device=self._device, window_seconds=self._window_seconds, windows=self._windows
         )
