@@ -14,6 +14,7 @@ from bench.environment import ROOT
 from bench.experiment import Run, Weights
 from bench.ledger import Ledger
 from bench.profiles import at_profile
+from bench.provenance import commit_of
 from bench.report import write, write_report
 from bench.report.results import HEADLINE, headline_table, results_page
 from bench.report.rows import mean_and_deviation
@@ -299,7 +300,7 @@ def test_committed_pages_are_what_the_committed_ledger_gives() -> None:
 
 def test_committed_records_are_reproducible_in_principle() -> None:
     for path, record in Ledger(ROOT / "results").records():
-        assert record["code"]["dirty"] is False and record["code"]["commit"], path
+        assert commit_of(record["code"]), path
         assert record["environment"]["deterministic"] is True, path
 
 

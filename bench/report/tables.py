@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from bench.experiment import Experiment
 from bench.ledger import Record
+from bench.provenance import shown
 from bench.report.paired import compare
 from bench.report.rows import Row, accuracy_differences, mean_and_deviation
 
@@ -165,8 +166,7 @@ def percent(value: float | None) -> str:
 
 def commit(record: Record) -> str:
     """The first digits of the commit, marked where the tree differed from it."""
-    code = record["code"]
-    return (code["commit"] or "unknown")[:12] + ("-dirty" if code["dirty"] else "")
+    return shown(record["code"])
 
 
 def device(environment: Mapping[str, Any]) -> str:
