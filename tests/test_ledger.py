@@ -143,7 +143,8 @@ def test_a_write_that_outgrows_the_file_size_limit_leaves_nothing(tmp_path: Path
 def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys; from pathlib import Path; from bench.ledger import write_atomically\n"
-        "write_atomically(Path(sys.argv[1]), lambda file: (file.write(b'half'), file.flush(), os.kill(os.getpid(), signal.SIGKILL)))"
+        "die = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_atomically(Path(sys.argv[1]), lambda file: (file.write(b'half'), file.flush(), die()))"
     )
     killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "other")])
     assert killed.returncode == -signal.SIGKILL
