@@ -22,7 +22,7 @@
 #: CUDA_GRAPH one launch for a whole training step on CUDA (auto): auto, yes; on, off
 #
 #= FROM       data: folders to take downloaded archives from, without the network: FROM='dir1 dir2'
-#= TESTS      test: the test files or folders (tests)
+#= TESTS      test, test-reliability: the test files or folders (tests; those of reliability)
 #= FUZZ       test-reliability: how many times as many inputs to the readers as in `make test` (4)
 #= PORT       tensorboard: where it listens, on this machine alone (6006)
 #= QUICK      bench-throughput: QUICK=1 measures the loops and two networks only
@@ -104,10 +104,11 @@ smoke: $(INSTALLED)  ## Every family end to end in minutes, on the tiny data in 
 test: $(INSTALLED)  ## Run the tests
 	$(PYTHON) -m pytest $(or $(TESTS),tests)
 
+RELIABILITY = tests/reliability tests/test_fuzz.py tests/data/test_fuzz.py tests/test_verify.py tests/test_ledger.py \
+    tests/test_train.py tests/test_grid.py
 # Whatever tries to lose, double or falsify a result, and what it tried: kills, faults, garbage.
 test-reliability: $(INSTALLED)  ## Run the tests that kill, fill disks and feed garbage, at length (25 minutes on two cores)
-	FUZZ=$(or $(FUZZ),4) $(PYTHON) -m pytest -p tests.tally -m '' tests/reliability tests/test_fuzz.py tests/data/test_fuzz.py \
-	    tests/test_train.py tests/test_grid.py tests/test_ledger.py tests/test_verify.py
+	FUZZ=$(or $(FUZZ),4) $(PYTHON) -m pytest -p tests.tally -m '' $(or $(TESTS),$(RELIABILITY))
 
 check: $(INSTALLED)  ## Format, lint and types; the Dockerfile, the CI script and the locks
 	$(PYTHON) -m ruff format --check
