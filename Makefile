@@ -7,7 +7,7 @@
 .DELETE_ON_ERROR:
 .PHONY: help venv lock data smoke test check list run cost bench-throughput report figures doctor verify image shell container all clean
 .PHONY: convnext attention-single attention-dual attention-heads attention-kinds cifar-stem scratch vit-tiny mixer-tiny
-.PHONY: matched-vit fashion-mnist profile tensorboard
+.PHONY: matched-vit fashion-mnist profile tensorboard test-browser
 
 #: PROFILE    budget of every run (paper): paper is the study's own, mini fits two CPU cores, smoke takes seconds
 #: SEEDS      seeds to run (0): SEEDS='0 1 2'
@@ -102,6 +102,9 @@ smoke: $(INSTALLED)  ## Every family end to end in minutes, on the tiny data in 
 
 test: $(INSTALLED)  ## Run the tests
 	$(PYTHON) -m pytest $(or $(TESTS),tests)
+
+test-browser: $(INSTALLED)  ## Test report.html in headless Chromium (Debian: chromium, chromium-driver); skipped where there is none
+	$(PYTHON) -m pytest -rs tests/browser
 
 check: $(INSTALLED)  ## Format, lint and types; the Dockerfile, the CI script and the locks
 	$(PYTHON) -m ruff format --check

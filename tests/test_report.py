@@ -287,7 +287,8 @@ def test_page_does_not_depend_on_the_order_in_which_records_were_written(ledger:
 
 def test_other_ledgers_get_their_own_page_and_the_repositorys_is_not_touched(ledger: Ledger) -> None:
     before = {name: (ROOT / name).read_bytes() for name in ("RESULTS.md", "README.md")}
-    assert write_report(ledger.results) == [ledger.results / name for name in ("RESULTS.md", "results.csv", "results.json")]
+    written = [ledger.results / name for name in ("RESULTS.md", "results.csv", "results.json", "report.html")]
+    assert write_report(ledger.results) == written
     assert (ledger.results / "RESULTS.md").read_text() == page_of(ledger)
     assert before == {name: (ROOT / name).read_bytes() for name in before}
 

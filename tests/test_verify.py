@@ -319,7 +319,7 @@ def test_a_report_of_something_else_is_found(ledger: Ledger) -> None:
     assert line.endswith(": expected '(end of file)', found 'And they lived happily ever after.'; run `make report`")
 
 
-@pytest.mark.parametrize("name", ["RESULTS.md", "results.csv", "results.json"])
+@pytest.mark.parametrize("name", ["RESULTS.md", "results.csv", "results.json", "report.html"])
 def test_a_ledger_without_a_report_is_a_note(ledger: Ledger, name: str) -> None:
     (ledger.results / name).unlink()
     assert lines(check_report(ledger)) == [f"note: {name}: all: expected a report, found none; run `make report`"]
@@ -370,7 +370,7 @@ def test_exit_status_and_summary(ledger: Ledger, tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out.splitlines()[-5:] == [
         "records 4 records: 0 problems, 0 notes",
         "folder  4 files: 0 problems, 0 notes",
-        "report  3 files: 0 problems, 0 notes",
+        "report  4 files: 0 problems, 0 notes",
         "locks   2 locks: 0 problems, 0 notes",
         "data    4 data sets: 0 problems, 2 notes",
     ]

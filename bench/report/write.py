@@ -11,6 +11,7 @@ from bench.environment import ROOT
 from bench.errors import UserError
 from bench.ledger import Ledger, write_atomically
 from bench.report.export import as_csv, as_json, export_lines
+from bench.report.html import html_page
 from bench.report.results import headline_table, results_page
 from bench.report.rows import Found
 
@@ -42,6 +43,7 @@ def report_pages(results: Path, found: Sequence[Found]) -> Iterator[tuple[Path, 
     lines = export_lines(found, results)
     yield results / "results.csv", as_csv(lines)
     yield results / "results.json", as_json(lines)
+    yield results / "report.html", html_page(found, results)
 
 
 def is_committed(results: Path) -> bool:
