@@ -144,9 +144,10 @@ def _report(chosen: Settings) -> int:
 
 def _figures(chosen: Settings) -> int:
     from bench.report.figures import write_figures
+    from bench.report.figures.events import write_events
 
     outcome = write_figures(chosen.results, datasets=chosen.datasets, device=chosen.device)
-    for path in outcome.written:
+    for path in [*outcome.written, write_events(chosen.results)]:
         print(f"wrote {path}")
     for line in outcome.left_out:
         print(f"left out {line}")

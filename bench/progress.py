@@ -1,8 +1,19 @@
-"""What is seen of a run while it trains: a line per epoch, a live bar on a terminal, curves for TensorBoard."""
+"""What is seen of a run while it trains: a line per epoch, a live bar on a terminal, curves for TensorBoard, and other trackers.
+
+Another tracker is one function, named before the suite starts, as in this script (of one process; ``JOBS`` starts others)::
+
+    import sys, my_tracker
+    from bench import cli, progress
+    @progress.each_epoch
+    def log(run, epoch, values):  # values: {"accuracy/test": 36.2, "loss/train": 2.1, ...}
+        my_tracker.log({"run": run.key, "epoch": epoch, **values})
+    sys.exit(cli.main(["grid"]))
+"""
 
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,11 +21,33 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from bench.engine.evaluate import accuracy
 from bench.experiment import Run
+from bench.measure.estimate import duration
 
 Entry = dict[str, Any]
+Tracker = Callable[[Run, int, dict[str, float]], object]
+
+METRICS = (
+    "accuracy/test",
+    "accuracy/validation",
+    "accuracy/train",
+    "loss/train",
+    "images_per_second",
+)  # of the hyper-parameter tab
+
+_trackers: list[Tracker] = []
+
+
+def each_epoch(tracker: Tracker) -> Tracker:
+    """Call this function after every epoch with the run, the epoch's number from 1, and its scalars by TensorBoard's names.
+
+    A run that continues tells its earlier epochs again. A tracker that fails is named and not called again: it stops no run.
+    """
+    _trackers.append(tracker)
+    return tracker
 
 
 class Watcher:
@@ -39,6 +72,9 @@ class Watcher:
         # an interrupted run writes its curves anew from the checkpoint, so that no point stands twice
         shutil.rmtree(self._curves_folder, ignore_errors=True)
         self._curves = SummaryWriter(str(self._curves_folder))
+        start, parameters, self._ended = hparams(hyper_parameters(self._run), dict.fromkeys(METRICS, 0.0))  # type: ignore[no-untyped-call]
+        for summary in (start, parameters):  # the writer's own method would make another folder for them
+            self._write(summary)
         recipe = self._run.experiment.recipe
         self._bar.start()
         self._task = self._bar.add_task(self._label, total=recipe.epochs, speed="")
@@ -47,6 +83,8 @@ class Watcher:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
+        if error is None:
+            self._write(self._ended)
         self._curves.close()
 
     def step(self, epoch: int, step: int, steps: int) -> None:
@@ -63,13 +101,14 @@ class Watcher:
         """Say where the run goes on, and draw the curves up to there."""
         self._print(f"{self._label}  continues after epoch {len(entries)}")
         for entry, timing in zip(entries, timings, strict=True):
-            self._scalars(entry, _images_per_second(entry, timing))
+            self._tell(entry, timing)
         self._bar.update(self._task, completed=len(entries))
 
     def epoch(self, entry: Entry, timing: Entry) -> None:
         """Print the epoch's line and append to the curves."""
         recipe = self._run.experiment.recipe
-        speed = _images_per_second(entry, timing)
+        seconds = timing["train_seconds"] + timing["evaluation_seconds"]
+        left = (recipe.epochs - entry["epoch"]) * seconds
         parts = [
             f"{self._label}  epoch {entry['epoch']:>{len(str(recipe.epochs))}}/{recipe.epochs}",
             f"loss {entry['train']['loss']:.3f}",
@@ -77,25 +116,67 @@ class Watcher:
             f"validation {accuracy(entry['validation']):.2f} %" if entry["validation"] else "",
             f"test {accuracy(entry['test']):.2f} %",
             "".join(f"  alpha {site} {alpha:+.4f}" for site, alpha in entry.get("gates", {}).items()).strip(),
-            f"{speed:,.0f} images/s",
-            f"{timing['train_seconds'] + timing['evaluation_seconds']:.1f} s",
+            f"{_images_per_second(entry, timing):,.0f} images/s",
+            f"{seconds:.1f} s",
+            f"{duration(left)} left" if left else "",
         ]
         self._print("  ".join(part for part in parts if part))
         self._bar.update(self._task, completed=entry["epoch"])
-        self._scalars(entry, speed)
+        self._tell(entry, timing)
 
     def _print(self, line: str) -> None:
         self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def _scalars(self, entry: Entry, speed: float) -> None:
-        for split in ("train", "validation", "test"):
-            if entry[split]:
-                self._curves.add_scalar(f"loss/{split}", entry[split]["loss"], entry["epoch"])
-                self._curves.add_scalar(f"accuracy/{split}", accuracy(entry[split]), entry["epoch"])
-        for site, alpha in entry.get("gates", {}).items():
-            self._curves.add_scalar(f"alpha/{site}", alpha, entry["epoch"])
-        self._curves.add_scalar("learning_rate_factor", entry["learning_rate_factor"], entry["epoch"])
-        self._curves.add_scalar("images_per_second", speed, entry["epoch"])
+    def _tell(self, entry: Entry, timing: Entry) -> None:
+        """Append to TensorBoard's curves, and call the other trackers."""
+        values = scalars(entry, timing)
+        for name, value in values.items():
+            self._curves.add_scalar(name, value, entry["epoch"])
+        for tracker in list(_trackers):
+            try:
+                tracker(self._run, entry["epoch"], dict(values))
+            except Exception as error:  # noqa: BLE001 - a lost connection, say, which is no reason to lose the run
+                _trackers.remove(tracker)
+                self._print(f"{self._label}  goes on without {tracker!r}: {type(error).__name__}: {error}")
+
+    def _write(self, summary: Any) -> None:
+        self._curves._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+
+
+def scalars(entry: Entry, timing: Entry) -> dict[str, float]:
+    """What is drawn of an epoch, by name; the same names for every run, as far as it has them."""
+    values: dict[str, float] = {}
+    for split in ("train", "validation", "test"):
+        if entry[split]:
+            values |= {f"loss/{split}": entry[split]["loss"], f"accuracy/{split}": accuracy(entry[split])}
+    values |= {f"alpha/{site}": alpha for site, alpha in entry.get("gates", {}).items()}
+    return values | {
+        "learning_rate_factor": entry["learning_rate_factor"],
+        "images_per_second": _images_per_second(entry, timing),
+    }
+
+
+def hyper_parameters(run: Run) -> dict[str, str | float | bool]:
+    """What a run was given, under the same names for every run, as TensorBoard's table of hyper-parameters wants it."""
+    experiment, recipe, attention = run.experiment, run.experiment.recipe, run.experiment.model.attention
+    return {
+        "experiment": experiment.name,
+        "profile": run.profile,
+        "seed": run.seed,
+        "data": experiment.dataset,
+        "model": experiment.model.family,
+        "stem": experiment.model.stem or "",
+        "attention": attention.kind if attention else "",
+        "heads": attention.heads if attention and attention.kind == "mhsa" else 0,
+        "sites": " ".join(experiment.model.sites or ()),
+        "regime": experiment.regime,
+        "weights": run.weights.name if run.weights else "",
+        "train_images": experiment.train_images or 0,  # 0: all
+        **{
+            name: " ".join(map(str, value)) if isinstance(value, tuple) else 0 if value is None else value
+            for name, value in vars(recipe).items()
+        },
+    }
 
 
 def _images_per_second(entry: Entry, timing: Entry) -> float:
