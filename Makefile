@@ -91,14 +91,15 @@ DATA = $(PYTHON) -m data $(addprefix --from ,$(FROM)) $(if $(WEIGHTS),--no-weigh
 data: $(INSTALLED)  ## Download, verify and prepare the data sets (FROM='dir ...' takes archives from there)
 	$(DATA)
 
-# After a grid with failed runs (status 1) the report is written too, and the failure is still make's.
+# After a grid with failed runs (status 1) the report is written too, and the failure is still make's. Figures come first,
+# because the report shows them; $(1) is the command that draws them, where they are wanted.
 GRID_AND_REPORT = status=0; $(PYTHON) -m bench grid || status=$$?; \
-	[ $$status -gt 1 ] || $(PYTHON) -m bench report || status=$$?; \
+	[ $$status -gt 1 ] || { $(if $(1),$(1) || status=$$?;) $(PYTHON) -m bench report || status=$$?; }; \
 	exit $$status
 
 smoke: $(INSTALLED)  ## Every family end to end in minutes, on the tiny data in the repository; no network
 	@rm -rf -- "$(LEDGER)/smoke"
-	@export PROFILE=smoke RESULTS="$(LEDGER)/smoke"; $(GRID_AND_REPORT)
+	@export PROFILE=smoke RESULTS="$(LEDGER)/smoke"; $(call GRID_AND_REPORT)
 
 test: $(INSTALLED)  ## Run the tests
 	$(PYTHON) -m pytest $(or $(TESTS),tests)
@@ -170,7 +171,7 @@ profile: $(INSTALLED)  ## Where the time of a training step goes: traces and a s
 tensorboard: $(INSTALLED)  ## Show the training curves and the profiler's traces in a browser on this machine
 	$(BIN)/tensorboard --logdir "$(LEDGER)" --host localhost --port $(or $(PORT),6006)
 
-report: $(INSTALLED)  ## Write RESULTS.md from the ledger
+report: $(INSTALLED)  ## Write RESULTS.md, report.html, results.csv and results.json from the ledger
 	$(PYTHON) -m bench report
 
 figures: $(INSTALLED)  ## Draw the ledger's figures into its folder figures, as SVG and PNG
@@ -182,9 +183,9 @@ doctor: $(INSTALLED)  ## Look at this machine: what is missing, and what to do
 verify: $(INSTALLED)  ## Check again that records, report, locks and data are undamaged
 	@$(PYTHON) -m bench verify
 
-all: $(INSTALLED)  ## Data, every run that is due, report
+all: $(INSTALLED)  ## Data, every run that is due, figures, report
 	$(if $(filter smoke,$(PROFILE)),,$(DATA))
-	@$(GRID_AND_REPORT)
+	@$(call GRID_AND_REPORT,$(PYTHON) -m bench figures)
 
 # The sources whose change makes a record's commit "dirty"; bench/environment.py has the same list.
 SOURCES = bench models data requirements.lock
