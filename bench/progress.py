@@ -64,7 +64,7 @@ class Watcher:
         self._curves_folder = curves
         self._label = f"{position + ' ' if position else ''}{run.experiment.name} seed {run.seed}"
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
+            TextColumn("{task.description}"), BarColumn(bar_width=12), TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
             console=Console(file=sys.stdout), transient=True, disable=not sys.stdout.isatty(),
         )  # fmt: skip
 
@@ -94,8 +94,9 @@ class Watcher:
         if step == 1:
             self._epoch_started = time.perf_counter()
         elapsed = time.perf_counter() - self._epoch_started
-        speed = f"{self._run.experiment.recipe.batch_size * step / elapsed:,.0f} images/s" if elapsed > 0 else ""
-        self._bar.update(self._task, completed=epoch - 1 + step / steps, speed=speed)
+        recipe = self._run.experiment.recipe
+        speed = f", {recipe.batch_size * step / elapsed:,.0f} images/s" if elapsed > 0 else ""
+        self._bar.update(self._task, completed=epoch - 1 + step / steps, speed=f"epoch {epoch}/{recipe.epochs}{speed}")
 
     def resumed(self, entries: list[Entry], timings: list[Entry]) -> None:
         """Say where the run goes on, and draw the curves up to there."""

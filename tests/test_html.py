@@ -107,6 +107,13 @@ def test_a_ledger_without_records_has_a_page(tmp_path: Path) -> None:
     assert "Nothing was run yet" in page and Reader(page).open == []
 
 
+def test_smoke_judges_nothing(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    add(ledger, record_of("cifar100/A_dual", profile="smoke"))
+    page = page_of(ledger)
+    assert "Not judged: this profile shows that everything works" in page and Reader(page).open == []
+
+
 def test_the_committed_page_is_what_the_committed_ledger_gives() -> None:
     page = (ROOT / "results/report.html").read_text()
     assert page == page_of(Ledger(ROOT / "results")), "run `make report`"
