@@ -43,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
         "cost": "parameters, multiply-adds and attention maps of every network",
         "doctor": "what this machine lacks",
         "throughput": "images per second of every network, and of our loop beside the conventional one",
-        "compare": "what changed beyond noise between two throughput measurements",
+        "show": "one run: its numbers, curves, configuration, cost and environment",
+        "compare": "two runs side by side, or what changed beyond noise between two throughput measurements",
         "profile": "where the time of a training step goes, network by network, with traces",
         "verify": "whether records, report, locks and data are undamaged",
     }.items():
@@ -51,10 +52,13 @@ def parser() -> argparse.ArgumentParser:
         if name == "throughput":
             command.add_argument("--quick", action="store_true", help="the loops and two networks only")
         if name == "compare":
-            command.add_argument("before", metavar="A.json", help="an earlier measurement")
-            command.add_argument("after", metavar="B.json", help="a later one")
+            command.add_argument("before", metavar="A", help="a run as `show` takes it, or the file of a measurement")
+            command.add_argument("after", metavar="B", help="another of the same kind")
+        if name == "show":
+            command.add_argument("name", metavar="RUN", help="an experiment, the key of a record, or its file")
         if name == "run":
             command.add_argument("experiment", metavar="NAME", help="as `list` shows it")
+        if name in ("run", "show", "compare"):
             command.add_argument("--seed", default="0", metavar="K", help="a whole number; else 0")
     return top
 
@@ -66,8 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopping.install()
     try:
         if command == "run":
-            options["only"], options["seeds"] = options.pop("experiment"), options.pop("seed")
-        extra = {name: options.pop(name) for name in ("quick", "before", "after") if name in options}
+            options["only"] = options.pop("experiment")
+        if "seed" in options:
+            options["seeds"] = options.pop("seed")
+        extra = {name: options.pop(name) for name in ("quick", "name", "before", "after") if name in options}
         return _COMMANDS[command](settings(**options), **extra)
     except Exception as error:
         if _is_users(error):
@@ -103,8 +109,7 @@ def _run(chosen: Settings) -> int:
     from bench.grid import check_inputs, execute, plan
 
     find(chosen.only)
-    if len(chosen.seeds) != 1:
-        raise UserError(f"--seed: expected one whole number, found {len(chosen.seeds)}; `python -m bench grid` takes several")
+    _one_seed(chosen)
     (run,) = plan(chosen)
     check_inputs([run], chosen)
     try:
@@ -115,6 +120,12 @@ def _run(chosen: Settings) -> int:
     results = record["results"]
     print(f"{run.experiment.name} seed {run.seed}: {results['status']}" + (f": {results['error']}" if results["error"] else ""))
     return 0 if results["status"] == "done" else EXIT_FAILED
+
+
+def _one_seed(chosen: Settings) -> int:
+    if len(chosen.seeds) != 1:
+        raise UserError(f"--seed: expected one whole number, found {len(chosen.seeds)}; `python -m bench grid` takes several")
+    return chosen.seeds[0]
 
 
 def _grid(chosen: Settings) -> int:
@@ -133,9 +144,10 @@ def _report(chosen: Settings) -> int:
 
 def _figures(chosen: Settings) -> int:
     from bench.report.figures import write_figures
+    from bench.report.figures.events import write_events
 
     outcome = write_figures(chosen.results, datasets=chosen.datasets, device=chosen.device)
-    for path in outcome.written:
+    for path in [*outcome.written, write_events(chosen.results)]:
         print(f"wrote {path}")
     for line in outcome.left_out:
         print(f"left out {line}")
@@ -164,10 +176,25 @@ def _throughput(chosen: Settings, quick: bool) -> int:
     return 0
 
 
+def _show(chosen: Settings, name: str) -> int:
+    from bench.report.show import find_run, shown
+
+    print(shown(find_run(chosen.results, name, seed=_one_seed(chosen), profile=chosen.profile)))
+    return 0
+
+
 def _compare(chosen: Settings, before: str, after: str) -> int:
+    from bench.report.show import differences, find_run, is_run
     from bench.report.throughput import compared, read_report
 
-    print(compared(read_report(Path(before)), read_report(Path(after))))
+    if is_run(before) != is_run(after):
+        raise UserError("compare: expected two runs or two files of throughput measurements, found one of each")
+    if is_run(before):
+        seed = _one_seed(chosen)
+        one, other = (find_run(chosen.results, name, seed=seed, profile=chosen.profile) for name in (before, after))
+        print(differences(one, other))
+    else:
+        print(compared(read_report(Path(before)), read_report(Path(after))))
     return 0
 
 
@@ -197,6 +224,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "cost": _cost,
     "doctor": _doctor,
     "throughput": _throughput,
+    "show": _show,
     "compare": _compare,
     "profile": _profile,
     "verify": _verify,

@@ -23,10 +23,15 @@ SELECTIONS = {
 
 def table(lines: Sequence[Line]) -> str:
     """Markdown; columns without any content are left out."""
-    used = [column for column in (lines[0] if lines else {}) if any(line[column] != "" for line in lines)]
+    used = used_columns(lines)
     return tabulate(
         [{column: line[column] for column in used} for line in lines], headers="keys", tablefmt="github", disable_numparse=True
     )
+
+
+def used_columns(lines: Sequence[Line]) -> list[str]:
+    """The columns in which any line has content."""
+    return [column for column in (lines[0] if lines else {}) if any(line[column] != "" for line in lines)]
 
 
 # ---- accuracy ----------------------------------------------------------------------------------------------------------
