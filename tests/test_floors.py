@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     ["data"],
     ["models"],
-    ["bench", "bench.errors"],
+    ["bench", "bench.errors", "bench.provenance"],
     ["bench.experiment", "bench.environment", "bench.stopping", "bench.schema", "bench.locks"],
     ["bench.ledger", "bench.catalog", "bench.profiles"],
     ["bench.settings"],

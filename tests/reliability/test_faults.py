@@ -94,7 +94,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid, "CHECKPOINT_SECONDS", 0)
 
 
-def command(results: Path, *, only: str = EXPERIMENTS[0]) -> list[str]:
+def command(results: Path, *, only: str = EXPERIMENTS[1]) -> list[str]:
     return ["grid", f"--only={only}", "--profile=smoke", "--device=cpu", f"--results={results}"]
 
 
