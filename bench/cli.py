@@ -53,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
         if name == "compare":
             command.add_argument("before", metavar="A.json", help="an earlier measurement")
             command.add_argument("after", metavar="B.json", help="a later one")
+        if name == "grid":
+            command.add_argument("--shard", default="", metavar="I/N", help="only the I-th of N shards of the runs, counted from 0")
         if name == "run":
             command.add_argument("experiment", metavar="NAME", help="as `list` shows it")
             command.add_argument("--seed", default="0", metavar="K", help="a whole number; else 0")
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command == "run":
             options["only"], options["seeds"] = options.pop("experiment"), options.pop("seed")
-        extra = {name: options.pop(name) for name in ("quick", "before", "after") if name in options}
+        extra = {name: options.pop(name) for name in ("quick", "before", "after", "shard") if name in options}
         return _COMMANDS[command](settings(**options), **extra)
     except Exception as error:
         if _is_users(error):
@@ -117,10 +119,12 @@ def _run(chosen: Settings) -> int:
     return 0 if results["status"] == "done" else EXIT_FAILED
 
 
-def _grid(chosen: Settings) -> int:
+def _grid(chosen: Settings, shard: str) -> int:
     from bench.grid import plan, work_through
+    from bench.shards import shard_of
 
-    return work_through(plan(chosen), chosen)
+    runs = plan(chosen)
+    return work_through(shard_of(runs, shard) if shard else runs, chosen)
 
 
 def _report(chosen: Settings) -> int:
