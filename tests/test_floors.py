@@ -14,7 +14,7 @@ FLOORS = [
     ["data"],
     ["models"],
     ["bench", "bench.errors"],
-    ["bench.experiment", "bench.environment", "bench.stopping", "bench.schema", "bench.locks"],
+    ["bench.experiment", "bench.environment", "bench.stopping", "bench.schema", "bench.locks", "bench.claims"],
     ["bench.ledger", "bench.catalog", "bench.profiles", "bench.shards"],
     ["bench.settings"],
     ["bench.engine"],

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from bench.claims import Claim, available_locks
 from bench.errors import UserError
 from bench.ledger import write_atomically
 
@@ -48,10 +49,14 @@ class CheckpointFolder:
             Busy: another process holds the run.
             UserError: the folder cannot be written.
         """
-        lock = FileLock(self._lock)
+        lock, claim = FileLock(self._lock, fallback_to_soft=False), Claim(self._lock.parent)
         try:
             self._lock.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            with available_locks():
+                lock.acquire(timeout=0)
+            if not claim.take():
+                lock.release()
+                raise Busy
         except Timeout:
             raise Busy from None
         except OSError as error:
@@ -60,6 +65,7 @@ class CheckpointFolder:
         try:
             yield
         finally:
+            claim.release()
             lock.release()
 
     def save(self, state: dict[str, Any]) -> None:
