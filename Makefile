@@ -7,7 +7,7 @@
 .DELETE_ON_ERROR:
 .PHONY: help venv lock data smoke test check list run cost bench-throughput report figures doctor verify image shell container all clean
 .PHONY: convnext attention-single attention-dual attention-heads attention-kinds cifar-stem scratch vit-tiny mixer-tiny
-.PHONY: matched-vit fashion-mnist profile tensorboard
+.PHONY: matched-vit fashion-mnist profile tensorboard test-reliability
 
 #: PROFILE    budget of every run (paper): paper is the study's own, mini fits two CPU cores, smoke takes seconds
 #: SEEDS      seeds to run (0): SEEDS='0 1 2'
@@ -23,6 +23,7 @@
 #
 #= FROM       data: folders to take downloaded archives from, without the network: FROM='dir1 dir2'
 #= TESTS      test: the test files or folders (tests)
+#= FUZZ       test-reliability: how many times as many inputs to the readers as in `make test` (4)
 #= PORT       tensorboard: where it listens, on this machine alone (6006)
 #= QUICK      bench-throughput: QUICK=1 measures the loops and two networks only
 #= UPGRADE    lock: UPGRADE=1 moves every package to its newest release
@@ -102,6 +103,11 @@ smoke: $(INSTALLED)  ## Every family end to end in minutes, on the tiny data in 
 
 test: $(INSTALLED)  ## Run the tests
 	$(PYTHON) -m pytest $(or $(TESTS),tests)
+
+# Whatever tries to lose, double or falsify a result, and what it tried: kills, faults, garbage.
+test-reliability: $(INSTALLED)  ## Run the tests that kill, fill disks and feed garbage, at length (25 minutes on two cores)
+	FUZZ=$(or $(FUZZ),4) $(PYTHON) -m pytest -p tests.tally -m '' tests/reliability tests/test_fuzz.py tests/data/test_fuzz.py \
+	    tests/test_train.py tests/test_grid.py tests/test_ledger.py tests/test_verify.py
 
 check: $(INSTALLED)  ## Format, lint and types; the Dockerfile, the CI script and the locks
 	$(PYTHON) -m ruff format --check

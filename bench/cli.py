@@ -111,8 +111,8 @@ def _run(chosen: Settings) -> int:
     check_inputs([run], chosen)
     try:
         record = execute(run, chosen)
-    except Busy:
-        print(f"{run.experiment.name} seed {run.seed}: another process works on it", file=sys.stderr)
+    except Busy as busy:
+        print(f"{run.experiment.name} seed {run.seed}: {busy}", file=sys.stderr)
         return EXIT_BUSY
     results = record["results"]
     print(f"{run.experiment.name} seed {run.seed}: {results['status']}" + (f": {results['error']}" if results["error"] else ""))

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from bench import environment, stopping
 from bench.engine.checkpoint import Busy, CheckpointFolder
 from bench.engine.execution import Choices, choose
 from bench.engine.train import build_network, put_on_device, train
-from bench.errors import EXIT_BUSY, UserError
+from bench.errors import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from bench.experiment import Experiment, Run, Weights
 from bench.ledger import FINISHED, SCHEMA, Ledger, Record
 from bench.measure.cost import cost_of
@@ -32,7 +33,13 @@ from data.fetch import weights_path
 from data.sources import IMAGENET_WEIGHTS
 from models import WeightsError, read_state_dict
 
+WAITING_SECONDS = 1  # between two looks at whether other processes still work on a run
 CHECKPOINT_SECONDS = 20  # between two checkpoints, at the ends of epochs: what a kill may cost beside the epoch itself
+
+# What a process says by its exit status of the one run it was given. A signal may come before it is handled.
+ENDINGS = {0: "done", EXIT_BUSY: "busy"} | dict.fromkeys(
+    (EXIT_TERMINATED, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT), "interrupted"
+)
 
 IMAGENET_SHA256 = str(IMAGENET_WEIGHTS.known_hash).removeprefix("sha256:")
 
@@ -100,7 +107,7 @@ def execute(run: Run, settings: Settings, position: str = "") -> Record:
         UserError, DataError, WeightsError: an input that the user can mend; no record is written.
     """
     ledger = Ledger(settings.results)
-    checkpoint = CheckpointFolder(settings.results / "checkpoints" / run.key)
+    checkpoint = _checkpoint(run, settings)
     if record := finished_record(ledger, run):
         return record
     with checkpoint.hold():
@@ -111,23 +118,30 @@ def execute(run: Run, settings: Settings, position: str = "") -> Record:
         record = _empty_record(run, device)
         try:
             record |= _attempt(run, settings, device, checkpoint, position, record["environment"])
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            record["results"] = _failure("out_of_memory", error)
         except (KeyboardInterrupt, SystemExit):
             record["results"] = _failure("interrupted", None)
             raise
         except (UserError, data.DataError, WeightsError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this run's and must not stop the others
-            traceback.print_exc()
-            record["results"] = _failure("failed", error)
+            status = "out_of_memory" if _is_of_memory(error) else "failed"
+            if status == "failed":
+                traceback.print_exc()
+            record["results"] = _failure(status, error)
         finally:
             if record["results"]:
                 record["timings"]["finished"] = _now()
                 ledger.write(run, record)
         if record["results"]["status"] in FINISHED:
             checkpoint.finish()
+    if stopping.wanted():  # since the run's last step
+        stopping.leave()
     return record
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; for the CPU's torch has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def finished_record(ledger: Ledger, run: Run) -> Record | None:
@@ -139,11 +153,18 @@ def finished_record(ledger: Ledger, run: Run) -> Record | None:
 def work_through(runs: Sequence[Run], settings: Settings) -> int:
     """Execute all runs that are due and print a summary; return 0 if every run is done, else 1.
 
+    Runs that other processes work on come last: they are waited for, and taken over where their process died or gave up.
+
     Raises:
         UserError, DataError, WeightsError: an input that the user can mend.
     """
     ledger = Ledger(settings.results)
-    due = [run for run in runs if not finished_record(ledger, run)]
+    due = []
+    for run in runs:
+        if not finished_record(ledger, run):
+            due.append(run)
+        else:  # its process may have been killed between the record and this
+            _checkpoint(run, settings).finish()
     environment.make_deterministic()  # before the estimate's first steps: cuBLAS reads its setting once, when it starts
     device = environment.choose_device(settings.device)
     chosen = f" (DEVICE={settings.device})" if settings.device == "auto" else ""
@@ -156,19 +177,54 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
     if estimates:
         print(f"about {duration(sum(estimates) / settings.jobs)} on this device, from a few timed steps", flush=True)
     started = time.perf_counter()
-    if settings.jobs == 1:
-        statuses = []
-        for i, run in enumerate(due, 1):
-            statuses.append(_status(run, settings, f"{i}/{len(due)}"))
-            if estimates and i < len(due):
-                pace = (time.perf_counter() - started) / sum(estimates[:i])
-                print(f"{i} of {len(due)} runs, about {duration(pace * sum(estimates[i:]))} left", flush=True)
-    else:
-        statuses = _statuses_of_processes(due, settings)
+    statuses = _statuses(due, settings, estimates)
+    while busy := [i for i, status in enumerate(statuses) if status == "busy"]:
+        free = _freed([due[i] for i in busy], settings)
+        again = [i for i in busy if due[i] in free]
+        for i, status in zip(again, _statuses([due[i] for i in again], settings, []), strict=True):
+            statuses[i] = status
     counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
     summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing to do"
     print(f"{summary} in {time.perf_counter() - started:.0f} s", flush=True)
-    return 0 if set(statuses) <= {"done", "busy"} else 1
+    return 0 if set(statuses) <= {"done"} else 1
+
+
+def _statuses(due: Sequence[Run], settings: Settings, estimates: Sequence[float]) -> list[str]:
+    """Execute runs and return their statuses.
+
+    Args:
+        estimates: seconds of each; without them nothing is said of the time that is left.
+    """
+    if settings.jobs > 1:
+        return _statuses_of_processes(due, settings)
+    started = time.perf_counter()
+    statuses = []
+    for i, run in enumerate(due, 1):
+        statuses.append(_status(run, settings, f"{i}/{len(due)}"))
+        if estimates and i < len(due):
+            pace = (time.perf_counter() - started) / sum(estimates[:i])
+            print(f"{i} of {len(due)} runs, about {duration(pace * sum(estimates[i:]))} left", flush=True)
+    return statuses
+
+
+def _freed(runs: Sequence[Run], settings: Settings) -> list[Run]:
+    """Wait until another process is through with some of the runs that it holds, and return those."""
+    print(f"waiting for other processes with {len(runs)} of the runs", flush=True)
+    while not (free := [run for run in runs if not _is_held(run, settings)]):
+        time.sleep(WAITING_SECONDS)
+    return free
+
+
+def _is_held(run: Run, settings: Settings) -> bool:
+    try:
+        with _checkpoint(run, settings).hold():
+            return False
+    except Busy:
+        return True
+
+
+def _checkpoint(run: Run, settings: Settings) -> CheckpointFolder:
+    return CheckpointFolder(settings.results / "checkpoints" / run.key)
 
 
 def _estimates(due: Sequence[Run], settings: Settings, device: torch.device) -> list[float]:
@@ -198,8 +254,8 @@ def choices(settings: Settings) -> Choices:
 def _status(run: Run, settings: Settings, position: str) -> str:
     try:
         record = execute(run, settings, position)
-    except Busy:
-        print(f"{run.experiment.name} seed {run.seed}: another process works on it; passed over", flush=True)
+    except Busy as busy:
+        print(f"{run.experiment.name} seed {run.seed}: {busy}; it comes last", flush=True)
         return "busy"
     if (status := record["results"]["status"]) != "done":
         print(f"{run.experiment.name} seed {run.seed}: {status}: {record['results']['error']}", flush=True)
@@ -230,7 +286,10 @@ def _statuses_of_processes(due: Sequence[Run], settings: Settings) -> list[str]:
         # in a group of its own: a terminal's Ctrl-C comes to this process alone, and each run is asked once
         process = subprocess.Popen(command, env=environ, process_group=0)
         processes.append(process)
-        return {0: "done", EXIT_BUSY: "busy"}.get(process.wait(), "failed")
+        status = process.wait()
+        if status in ENDINGS:
+            return ENDINGS[status]
+        return _status_of_the_dead(run, settings, -status) if status < 0 else "failed"
 
     with ThreadPoolExecutor(settings.jobs) as workers:
         futures = [workers.submit(status, run) for run in due]
@@ -241,6 +300,21 @@ def _statuses_of_processes(due: Sequence[Run], settings: Settings) -> list[str]:
             for process in processes:
                 process.terminate()
             raise
+
+
+def _status_of_the_dead(run: Run, settings: Settings, number: int) -> str:
+    """Write the record of a run whose process a signal has ended, unless somebody else works on the run."""
+    error = ChildProcessError(f"the process died of {signal.Signals(number).name}")
+    try:
+        with _checkpoint(run, settings).hold():
+            record = _empty_record(run, environment.choose_device(settings.device))
+            record["results"] = _failure("failed", error)
+            record["timings"]["finished"] = _now()
+            Ledger(settings.results).write(run, record)
+    except Busy:
+        return "busy"
+    print(f"{run.experiment.name} seed {run.seed}: failed: {record['results']['error']}", flush=True)
+    return "failed"
 
 
 def _attempt(

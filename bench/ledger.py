@@ -4,10 +4,12 @@ A record holds, under ``results``, what a rerun with the same configuration, see
 byte; whatever depends on the clock stands apart under ``timings``.
 """
 
+import fcntl
 import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +21,7 @@ SCHEMA = 1
 STATUSES = ("done", "diverged", "out_of_memory", "interrupted", "failed")
 FINISHED = ("done", "diverged")  # running these again would give the same; the other statuses are tried again
 SECTIONS = ("schema", "run", "configuration", "code", "data", "environment", "cost", "results", "timings")
+UNFINISHED = ".unfinished"  # ends the name of a file that is still being written
 LARGEST_FILE = 16 * 2**20  # bytes; the record of a run of 100 epochs has 50 thousand
 
 Record = dict[str, Any]
@@ -140,12 +143,15 @@ def departures(record: Any, *, complete: bool) -> Iterator[Fault]:
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let ``write`` fill a file that appears under ``path`` whole or not at all, also across a power cut.
 
+    What writers that were killed have left in the folder is removed.
+
     Raises:
         UserError: the folder cannot be written or the disk is full; nothing is left behind.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        _sweep(path.parent)
+        with _unfinished(path) as file:
             temporary = Path(file.name)
             try:
                 write(file)
@@ -160,6 +166,27 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); free space or choose another folder with RESULTS="
         ) from error
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the unfinished files whose writers are dead: a living one holds a lock on its own."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def _unfinished(path: Path) -> IO[bytes]:
+    """Open a new file in the folder of ``path``, locked for as long as it is open."""
+    while True:
+        file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - the caller closes it
+            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED, delete=False
+        )
+        with suppress(OSError):  # on a file system without locks nobody sweeps either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:  # nobody swept it away before it was locked
+            return file
+        file.close()
 
 
 def _umask() -> int:

@@ -3,18 +3,66 @@
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from bench.engine.evaluate import accuracy
+from bench.errors import UserError
 from bench.experiment import Run
 
 Entry = dict[str, Any]
+
+
+class Curves:
+    """TensorBoard's event file of one run, begun anew. A point is on its way to the disk when it has been added.
+
+    TensorBoard's own writer writes from a thread, where an error reaches nobody, and puts the host's name into the file's.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with self._writable():
+            # an interrupted run writes its curves anew from the checkpoint, so that no point stands twice
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            self._file = (folder / f"events.out.tfevents.{int(time.time())}").open("wb")
+            self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add(self, epoch: int, values: dict[str, float]) -> None:
+        """Add a point to each of the named curves."""
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        with self._writable():
+            self._write(Event(wall_time=time.time(), step=epoch, summary=summary))
+
+    def close(self) -> None:
+        """Close the file, to which everything has been written."""
+        with suppress(OSError):  # has been told of
+            self._file.close()
+
+    def _write(self, event: Event) -> None:
+        RecordWriter(self._file).write(event.SerializeToString())
+        self._file.flush()
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._folder}: cannot be written ({error.strerror}); free space or choose another folder with RESULTS="
+            ) from error
 
 
 class Watcher:
@@ -36,9 +84,7 @@ class Watcher:
         )  # fmt: skip
 
     def __enter__(self) -> Self:
-        # an interrupted run writes its curves anew from the checkpoint, so that no point stands twice
-        shutil.rmtree(self._curves_folder, ignore_errors=True)
-        self._curves = SummaryWriter(str(self._curves_folder))
+        self._curves = Curves(self._curves_folder)
         recipe = self._run.experiment.recipe
         self._bar.start()
         self._task = self._bar.add_task(self._label, total=recipe.epochs, speed="")
@@ -88,14 +134,14 @@ class Watcher:
         self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _scalars(self, entry: Entry, speed: float) -> None:
-        for split in ("train", "validation", "test"):
-            if entry[split]:
-                self._curves.add_scalar(f"loss/{split}", entry[split]["loss"], entry["epoch"])
-                self._curves.add_scalar(f"accuracy/{split}", accuracy(entry[split]), entry["epoch"])
-        for site, alpha in entry.get("gates", {}).items():
-            self._curves.add_scalar(f"alpha/{site}", alpha, entry["epoch"])
-        self._curves.add_scalar("learning_rate_factor", entry["learning_rate_factor"], entry["epoch"])
-        self._curves.add_scalar("images_per_second", speed, entry["epoch"])
+        splits = [split for split in ("train", "validation", "test") if entry[split]]
+        self._curves.add(
+            entry["epoch"],
+            {f"loss/{split}": entry[split]["loss"] for split in splits}
+            | {f"accuracy/{split}": accuracy(entry[split]) for split in splits}
+            | {f"alpha/{site}": alpha for site, alpha in entry.get("gates", {}).items()}
+            | {"learning_rate_factor": entry["learning_rate_factor"], "images_per_second": speed},
+        )
 
 
 def _images_per_second(entry: Entry, timing: Entry) -> float:

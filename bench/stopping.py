@@ -23,13 +23,16 @@ def install() -> None:
 
 @contextmanager
 def heeding() -> Iterator[None]:
-    """Within it, the first signal only asks; whoever is within looks at :func:`wanted` often and then calls :func:`leave`."""
+    """Within it, the first signal only asks; whoever is within looks at :func:`wanted` often and then calls :func:`leave`.
+
+    Who comes to the end without looking again is asked still.
+    """
     global _heeding, _wanted
     _heeding, _wanted = True, None
     try:
         yield
     finally:
-        _heeding, _wanted = False, None
+        _heeding = False
 
 
 def wanted() -> bool:
@@ -44,8 +47,10 @@ def leave() -> NoReturn:
         KeyboardInterrupt: it was SIGINT.
         SystemExit: it was SIGTERM.
     """
+    global _wanted
     assert _wanted is not None
-    _raise(_wanted)
+    number, _wanted = _wanted, None
+    _raise(number)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from tests import tally
+
 TIMES = int(os.environ.get("FUZZ") or 1)
 SECONDS = 10.0  # for one input; the slowest takes a tenth of one
 MEBIBYTES = 256  # for one input; the largest has one
@@ -40,6 +42,7 @@ def attempt(read: Callable[[], Result], *errors: type[Exception]) -> Result | No
 
     Anything else fails the test: another exception, more than SECONDS, or MEBIBYTES more memory than before.
     """
+    tally.count("inputs fuzzed")
     with _time_limit(), _memory_limit(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as for a user: a library's warning does not stop a reader
         try:

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -218,15 +220,27 @@ def test_a_terminated_grid_stops_its_processes_and_continues(tmp_path: Path) -> 
     assert all(record["results"]["status"] == "done" for record in records(tmp_path).values())
 
 
-def test_a_held_run_is_passed_over(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_held_run_comes_last(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     its_settings = chosen(tmp_path, ONLY="*/baseline")
     held, _ = grid.plan(its_settings)
-    with CheckpointFolder(tmp_path / "checkpoints" / held.key).hold():
-        assert grid.work_through(grid.plan(its_settings), its_settings) == 0
-        assert cli.main(["run", "cifar100/baseline", "--profile", "smoke", "--results", str(tmp_path)]) == errors.EXIT_BUSY
-    captured = capsys.readouterr()
-    assert "cifar100/baseline seed 0: another process works on it; passed over" in captured.out
-    assert list(records(tmp_path)) == ["fashion_mnist/baseline 0"]
+    holder = CheckpointFolder(tmp_path / "checkpoints" / held.key).hold()
+
+    def let_go(seconds: float) -> None:
+        assert list(records(tmp_path)) == ["fashion_mnist/baseline 0"], "the other run did not wait"
+        holder.__exit__(None, None, None)
+
+    monkeypatch.setattr(time, "sleep", let_go)
+    holder.__enter__()
+    assert cli.main(["run", "cifar100/baseline", "--profile", "smoke", "--results", str(tmp_path)]) == errors.EXIT_BUSY
+    expected = rf"cifar100/baseline seed 0: another process \(pid {os.getpid()} on \S+, since 20.* UTC\) works on it"
+    assert re.fullmatch(f"{expected}\n", capsys.readouterr().err)
+    assert grid.work_through(grid.plan(its_settings), its_settings) == 0
+    output = capsys.readouterr().out
+    assert re.search(f"{expected}; it comes last\nfashion|{expected}; it comes last\n2/2 fashion", output)
+    assert "waiting for other processes with 1 of the runs\n" in output and output.endswith(" s\n") and "2 done" in output
+    assert sorted(records(tmp_path)) == ["cifar100/baseline 0", "fashion_mnist/baseline 0"]
 
 
 # ---- pretrained weights ----------------------------------------------------------------------------------------------------

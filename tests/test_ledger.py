@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -137,6 +138,26 @@ def test_a_write_that_outgrows_the_file_size_limit_leaves_nothing(tmp_path: Path
     assert ended.returncode == 1
     assert "UserError" in ended.stderr and "cannot be written (File too large)" in ended.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from bench.ledger import write_atomically\n"
+        "die = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_atomically(Path(sys.argv[1]), lambda file: (file.write(b'half'), file.flush(), die()))"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "other")])
+    assert killed.returncode == -signal.SIGKILL
+    (stray,) = tmp_path.iterdir()
+    assert stray.read_bytes() == b"half"
+
+    def write(file: Any) -> None:
+        file.write(b"outer")
+        write_atomically(tmp_path / "inner", lambda inner: inner.write(b"inner"))  # while the outer one is being written
+        assert not stray.exists()
+
+    write_atomically(tmp_path / "outer", write)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"outer": "outer", "inner": "inner"}
 
 
 # ---- identity of a run -------------------------------------------------------------------------------------------------------

@@ -3,11 +3,13 @@
 Nothing random needs saving: every epoch draws from generators seeded by (seed, epoch).
 """
 
+import os
 import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,20 @@ from torch import Tensor
 
 from bench.claims import Claim, available_locks
 from bench.errors import UserError
-from bench.ledger import write_atomically
+from bench.ledger import sweep, write_atomically
 
 SCHEMA = 3
 
 
 class Busy(Exception):
-    """Another process works on this run."""
+    """Another process works on this run; the message says which."""
 
 
 class CheckpointFolder:
     """The files of one run.
 
-    ``last.pt`` to continue from, ``previous.pt`` in case it is damaged, ``best.pt`` with the weights of the selected epoch, a lock.
+    ``last.pt`` to continue from, ``previous.pt`` in case it is damaged, ``best.pt`` with the weights of the selected epoch, a lock,
+    and the name of its holder.
 
     Args:
         folder: one folder for each run.
@@ -40,6 +43,7 @@ class CheckpointFolder:
         self.previous = folder / "previous.pt"
         self.best = folder / "best.pt"
         self._lock = folder / "lock"
+        self._holder = folder / "holder"
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -56,17 +60,28 @@ class CheckpointFolder:
                 lock.acquire(timeout=0)
             if not claim.take():
                 lock.release()
-                raise Busy
+                raise Busy(f"another process{self._named_holder()} works on it")
         except Timeout:
-            raise Busy from None
+            raise Busy(f"another process{self._named_holder()} works on it") from None
         except OSError as error:
             reason = f"cannot be written ({error.strerror})"
             raise UserError(f"{self._lock.parent}: {reason}; choose another folder with RESULTS=") from error
         try:
+            sweep(self._lock.parent)
+            holder = f"pid {os.getpid()} on {os.uname().nodename}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+            write_atomically(self._holder, lambda file: file.write(holder.encode()))
             yield
         finally:
+            with suppress(OSError):  # without the lock the name means nothing
+                self._holder.unlink()
             claim.release()
             lock.release()
+
+    def _named_holder(self) -> str:
+        """Who holds the run, in parentheses; nothing where the holder has not written it yet."""
+        with suppress(OSError):
+            return f" ({self._holder.read_text(errors='replace')})"
+        return ""
 
     def save(self, state: dict[str, Any]) -> None:
         """Make ``state``, of tensors and plain values, the last one; the one before it stays, in case this one gets damaged."""
@@ -101,9 +116,9 @@ class CheckpointFolder:
         return None
 
     def finish(self) -> None:
-        """Remove what only an unfinished run needs; ``best.pt`` stays."""
-        self.last.unlink(missing_ok=True)
-        self.previous.unlink(missing_ok=True)
+        """Remove what only an unfinished run needs; ``best.pt`` and the lock stay."""
+        for path in (self.last, self.previous, self._holder):
+            path.unlink(missing_ok=True)
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:

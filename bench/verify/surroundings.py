@@ -21,7 +21,7 @@ def check_folder(ledger: Ledger) -> Section:
     findings = [
         Finding(str(path), "name", "a record (.json)", "a file of another kind; delete it, or move it out of the ledger")
         for path in files
-        if path.suffix != ".json"  # a write that was cut off leaves ".seed0-1234abcd.json.xyz"
+        if path.suffix != ".json"  # a write that was cut off leaves ".seed0-1234abcd.json.xyz.unfinished"
     ]
     return Section("folder", counted(len(files), "file"), findings)
 
