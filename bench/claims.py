@@ -19,7 +19,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -120,11 +120,17 @@ def available_locks() -> Iterator[None]:
             raise
 
 
-def held(folder: Path) -> bool:
-    """Whether the folder looks claimed, at a glance: a holder that died on another machine counts as alive."""
-    number = _highest(folder) if folder.is_dir() else 0
-    content = _read(folder / f"claim.{number}") if number else FREE
-    return content is None or (content != FREE and _alive_here(content) is not False)
+def alive(folders: Sequence[Path]) -> list[bool]:
+    """Whether each folder is held by a living process. Holders on other machines are watched for two beats and a half."""
+    paths = [folder / f"claim.{number}" if number else None for folder, number in ((each, _highest(each)) for each in folders)]
+    contents = [_read(path) if path else FREE for path in paths]
+    seen = [False if content == FREE else _alive_here(content) for content in contents]
+    if None in seen:
+        time.sleep(2.5 * BEAT_SECONDS)
+    return [
+        bool(path and _read(path) != content) if lives is None else lives
+        for path, content, lives in zip(paths, contents, seen, strict=True)
+    ]
 
 
 def _to_be_had(path: Path) -> bool:
@@ -145,10 +151,10 @@ def _to_be_had(path: Path) -> bool:
     return True
 
 
-def _alive_here(content: bytes) -> bool | None:
+def _alive_here(content: bytes | None) -> bool | None:
     """Whether the process that a claim names lives, if it is one of this machine; None: it cannot be seen from here."""
     try:
-        its = json.loads(content)["process"]
+        its = json.loads(content or b"")["process"]
         machine, number, _ = its
     except (ValueError, KeyError, TypeError):  # it is just being written
         return None
@@ -186,4 +192,4 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _highest(folder: Path) -> int:
-    return max(_numbers(folder), default=0)
+    return max(_numbers(folder), default=0) if folder.is_dir() else 0

@@ -1,11 +1,12 @@
 """The command line: sub-commands and their flags; no logic. ``bench/errors.py`` lists the exit statuses."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import stopping
+from bench import cluster, stopping
 from bench.errors import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, UserError
 from bench.settings import DEFAULTS, Settings, settings, variable
 
@@ -22,6 +23,10 @@ FLAGS = {
     "COMPILE": "torch.compile: auto (where it pays for its warm-up), on, off",
     "CUDA_GRAPH": "one launch for a whole step on CUDA: auto (yes), on, off",
 }
+
+
+# flags of single commands, which are no settings
+EXTRA = ("quick", "before", "after", "shard", "runs", "dry_run", "status", *map(str.lower, cluster.VARIABLES))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,6 +60,12 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("after", metavar="B.json", help="a later one")
         if name == "grid":
             command.add_argument("--shard", default="", metavar="I/N", help="only the I-th of N shards of the runs, counted from 0")
+            command.add_argument("--runs", default="", metavar="FILE", help="only the runs in a file of lines NAME SEED")
+            command.add_argument("--dry-run", action="store_true", help="with --launcher slurm: show the tasks, submit nothing")
+            command.add_argument("--status", action="store_true", help="show what runs, waits, is done, has failed; start nothing")
+            for variable_name, (default, text) in cluster.VARIABLES.items():
+                flag, given = f"--{variable_name.lower().replace('_', '-')}", os.environ.get(variable_name) or default
+                command.add_argument(flag, default=given, metavar=variable_name, help=f"{text} (${variable_name})")
         if name == "run":
             command.add_argument("experiment", metavar="NAME", help="as `list` shows it")
             command.add_argument("--seed", default="0", metavar="K", help="a whole number; else 0")
@@ -69,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command == "run":
             options["only"], options["seeds"] = options.pop("experiment"), options.pop("seed")
-        extra = {name: options.pop(name) for name in ("quick", "before", "after", "shard") if name in options}
+        extra = {name: options.pop(name) for name in EXTRA if name in options}
         return _COMMANDS[command](settings(**options), **extra)
     except Exception as error:
         if _is_users(error):
@@ -119,12 +130,23 @@ def _run(chosen: Settings) -> int:
     return 0 if results["status"] == "done" else EXIT_FAILED
 
 
-def _grid(chosen: Settings, shard: str) -> int:
-    from bench.grid import plan, work_through
+def _grid(chosen: Settings, *, shard: str, runs: str, dry_run: bool, status: bool, **launching: str) -> int:
+    from bench.grid import listed, plan, work_through
     from bench.shards import shard_of
 
-    runs = plan(chosen)
-    return work_through(shard_of(runs, shard) if shard else runs, chosen)
+    launcher = cluster.launcher({name.upper(): value for name, value in launching.items()})
+    planned = plan(chosen)
+    planned = shard_of(planned, shard) if shard else planned
+    planned = listed(planned, Path(runs)) if runs else planned
+    if status:
+        print(cluster.status(planned, chosen))
+        return 0
+    if not launcher:
+        return work_through(planned, chosen)
+    if dry_run:
+        print(cluster.dry_run(planned, chosen, launcher))
+        return 0
+    return cluster.work_through(planned, chosen, launcher)
 
 
 def _report(chosen: Settings) -> int:

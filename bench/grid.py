@@ -63,6 +63,22 @@ def plan(settings: Settings) -> list[Run]:
     ]
 
 
+def listed(runs: Sequence[Run], path: Path) -> list[Run]:
+    """The runs that a file lists, an experiment and a seed on each line.
+
+    Raises:
+        UserError: the file cannot be read, or lists a run that was not chosen.
+    """
+    by_name = {f"{run.experiment.name} {run.seed}": run for run in runs}
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--runs: expected a file that can be read, found {error}") from error
+    if unknown := next((line for line in lines if line not in by_name), None):
+        raise UserError(f"{path}: expected an experiment and a seed that were chosen, found {unknown[:80]!r}; see ONLY and SEEDS")
+    return [by_name[line] for line in lines]
+
+
 def initial_weights(experiment: Experiment, given: Path | None) -> Weights | None:
     """Return the identity of the pretrained weights that the experiment starts from: WEIGHTS, else torchvision's.
 
@@ -268,17 +284,7 @@ def _statuses_of_processes(due: Sequence[Run], settings: Settings) -> list[str]:
     Asked to stop, start no more and ask those that run to stop; each leaves a checkpoint.
     """
     threads = max(1, (os.cpu_count() or 1) // settings.jobs)
-    environ = {"OMP_NUM_THREADS": str(threads)} | os.environ | {
-        "PROFILE": settings.profile,
-        "DEVICE": settings.device,
-        "DATASETS": str(settings.datasets),
-        "RESULTS": str(settings.results),
-        "WEIGHTS": str(settings.weights or ""),
-        "DEPTHWISE": settings.depthwise,
-        "COMPILE": settings.compile,
-        "CUDA_GRAPH": settings.cuda_graph,
-        "JOBS": "1",
-    }  # fmt: skip
+    environ = {"OMP_NUM_THREADS": str(threads)} | os.environ | settings.variables() | {"JOBS": "1"}
     processes: list[subprocess.Popen[bytes]] = []
 
     def status(run: Run) -> str:
@@ -289,7 +295,7 @@ def _statuses_of_processes(due: Sequence[Run], settings: Settings) -> list[str]:
         status = process.wait()
         if status in ENDINGS:
             return ENDINGS[status]
-        return _status_of_the_dead(run, settings, -status) if status < 0 else "failed"
+        return status_of_the_dead(run, settings, f"the process died of {signal.Signals(-status).name}") if status < 0 else "failed"
 
     with ThreadPoolExecutor(settings.jobs) as workers:
         futures = [workers.submit(status, run) for run in due]
@@ -302,9 +308,9 @@ def _statuses_of_processes(due: Sequence[Run], settings: Settings) -> list[str]:
             raise
 
 
-def _status_of_the_dead(run: Run, settings: Settings, number: int) -> str:
-    """Write the record of a run whose process a signal has ended, unless somebody else works on the run."""
-    error = ChildProcessError(f"the process died of {signal.Signals(number).name}")
+def status_of_the_dead(run: Run, settings: Settings, how: str) -> str:
+    """Write the record of a run whose process has ended without one, unless somebody else works on the run."""
+    error = ChildProcessError(how)
     try:
         with _checkpoint(run, settings).hold():
             record = _empty_record(run, environment.choose_device(settings.device))

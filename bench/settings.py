@@ -47,6 +47,14 @@ class Settings:
     compile: Switch = "auto"
     cuda_graph: Switch = "auto"
 
+    def variables(self) -> dict[str, str]:
+        """The choices as environment variables, for a process that may start in another folder."""
+        values = {name: getattr(self, name.lower()) for name in DEFAULTS}
+        paths = {name: str(value.absolute()) for name, value in values.items() if isinstance(value, Path)}
+        return {name: "" if value is None else str(value) for name, value in values.items()} | paths | {
+            "SEEDS": " ".join(map(str, self.seeds))
+        }  # fmt: skip
+
     def experiments(self) -> list[Experiment]:
         """The catalog's experiments whose name matches ``only``, in the catalog's order.
 

@@ -14,7 +14,7 @@ FLOORS = [
     ["data"],
     ["models"],
     ["bench", "bench.errors"],
-    ["bench.experiment", "bench.environment", "bench.stopping", "bench.schema", "bench.locks", "bench.claims"],
+    ["bench.experiment", "bench.environment", "bench.stopping", "bench.schema", "bench.locks", "bench.claims", "bench.task"],
     ["bench.ledger", "bench.catalog", "bench.profiles", "bench.shards"],
     ["bench.settings"],
     ["bench.engine"],
@@ -22,7 +22,7 @@ FLOORS = [
     ["bench.report"],
     ["bench.progress", "bench.doctor", "bench.verify"],
     ["bench.grid"],
-    ["bench.throughput"],
+    ["bench.throughput", "bench.cluster"],
     ["bench.cli"],
     ["bench.__main__"],
 ]

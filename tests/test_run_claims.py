@@ -181,11 +181,11 @@ def test_a_process_that_has_the_number_of_a_dead_one_is_another(tmp_path: Path) 
 
 def test_locks_hold_as_before_where_there_are_any(tmp_path: Path) -> None:
     with CheckpointFolder(tmp_path).hold():
-        assert claims.held(tmp_path)
+        assert claims.alive([tmp_path]) == [True]
         with pytest.raises(Busy), CheckpointFolder(tmp_path).hold():
             pass
-        assert claims.held(tmp_path)
-    assert not claims.held(tmp_path)
+        assert claims.alive([tmp_path]) == [True]
+    assert claims.alive([tmp_path, tmp_path / "absent"]) == [False, False]
     started = time.monotonic()
     with CheckpointFolder(tmp_path).hold():
         assert time.monotonic() - started < claims.LOOK_SECONDS

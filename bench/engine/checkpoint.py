@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench.claims import Claim, available_locks
 from bench.errors import UserError
-from bench.ledger import sweep, write_atomically
+from bench.ledger import write_atomically
 
 SCHEMA = 3
 
@@ -67,7 +67,6 @@ class CheckpointFolder:
             reason = f"cannot be written ({error.strerror})"
             raise UserError(f"{self._lock.parent}: {reason}; choose another folder with RESULTS=") from error
         try:
-            sweep(self._lock.parent)
             holder = f"pid {os.getpid()} on {os.uname().nodename}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
             write_atomically(self._holder, lambda file: file.write(holder.encode()))
             yield
