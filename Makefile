@@ -7,7 +7,7 @@
 .DELETE_ON_ERROR:
 .PHONY: help venv lock data smoke test check list run cost bench-throughput report figures doctor verify image shell container all clean
 .PHONY: convnext attention-single attention-dual attention-heads attention-kinds cifar-stem scratch vit-tiny mixer-tiny
-.PHONY: matched-vit fashion-mnist profile tensorboard test-reliability venv-cluster test-cluster
+.PHONY: matched-vit fashion-mnist profile tensorboard test-reliability test-browser venv-cluster test-cluster
 
 #: PROFILE    budget of every run (paper): paper is the study's own, mini fits two CPU cores, smoke takes seconds
 #: SEEDS      seeds to run (0): SEEDS='0 1 2'
@@ -25,7 +25,7 @@
 #=            GPUS of a task (1), PARALLEL tasks at a time (8), TIME_LIMIT in minutes until a task is requeued (240),
 #=            SBATCH='option=value ...' for sbatch, TASK_PYTHON, as in 'apptainer exec --nv bench.sif python'
 #= FROM       data: folders to take downloaded archives from, without the network: FROM='dir1 dir2'
-#= TESTS      test: the test files or folders (tests)
+#= TESTS      test, test-reliability: the test files or folders (tests; those of reliability)
 #= FUZZ       test-reliability: how many times as many inputs to the readers as in `make test` (4)
 #= PORT       tensorboard: where it listens, on this machine alone (6006)
 #= QUICK      bench-throughput: QUICK=1 measures the loops and two networks only
@@ -96,14 +96,15 @@ DATA = $(PYTHON) -m data $(addprefix --from ,$(FROM)) $(if $(WEIGHTS),--no-weigh
 data: $(INSTALLED)  ## Download, verify and prepare the data sets (FROM='dir ...' takes archives from there)
 	$(DATA)
 
-# After a grid with failed runs (status 1) the report is written too, and the failure is still make's.
+# After a grid with failed runs (status 1) the report is written too, and the failure is still make's. Figures come first,
+# because the report shows them; $(1) is the command that draws them, where they are wanted.
 GRID_AND_REPORT = status=0; $(PYTHON) -m bench grid || status=$$?; \
-	[ $$status -gt 1 ] || $(PYTHON) -m bench report || status=$$?; \
+	[ $$status -gt 1 ] || { $(if $(1),$(1) || status=$$?;) $(PYTHON) -m bench report || status=$$?; }; \
 	exit $$status
 
 smoke: $(INSTALLED)  ## Every family end to end in minutes, on the tiny data in the repository; no network
 	@rm -rf -- "$(LEDGER)/smoke"
-	@export PROFILE=smoke RESULTS="$(LEDGER)/smoke"; $(GRID_AND_REPORT)
+	@export PROFILE=smoke RESULTS="$(LEDGER)/smoke"; $(call GRID_AND_REPORT)
 
 test: $(INSTALLED)  ## Run the tests
 	$(PYTHON) -m pytest $(or $(TESTS),tests)
@@ -114,10 +115,14 @@ venv-cluster: $(INSTALLED)  ## Install what LAUNCHER=slurm needs on top, into th
 test-cluster: venv-cluster  ## The grid on a real Slurm that this starts on loopback; needs root and Debian's slurm packages
 	TEST_CLUSTER=1 $(PYTHON) -m pytest -rs tests/cluster
 
+RELIABILITY = tests/reliability tests/test_fuzz.py tests/data/test_fuzz.py tests/test_verify.py tests/test_ledger.py \
+    tests/test_train.py tests/test_grid.py
 # Whatever tries to lose, double or falsify a result, and what it tried: kills, faults, garbage.
 test-reliability: $(INSTALLED)  ## Run the tests that kill, fill disks and feed garbage, at length (25 minutes on two cores)
-	FUZZ=$(or $(FUZZ),4) $(PYTHON) -m pytest -p tests.tally -m '' tests/reliability tests/test_fuzz.py tests/data/test_fuzz.py \
-	    tests/test_train.py tests/test_grid.py tests/test_ledger.py tests/test_verify.py
+	FUZZ=$(or $(FUZZ),4) $(PYTHON) -m pytest -p tests.tally -m '' $(or $(TESTS),$(RELIABILITY))
+
+test-browser: $(INSTALLED)  ## Test report.html in headless Chromium (Debian: chromium, chromium-driver); skipped where there is none
+	$(PYTHON) -m pytest -rs tests/browser
 
 check: $(INSTALLED)  ## Format, lint and types; the Dockerfile, the CI script and the locks
 	$(PYTHON) -m ruff format --check
@@ -183,7 +188,7 @@ profile: $(INSTALLED)  ## Where the time of a training step goes: traces and a s
 tensorboard: $(INSTALLED)  ## Show the training curves and the profiler's traces in a browser on this machine
 	$(BIN)/tensorboard --logdir "$(LEDGER)" --host localhost --port $(or $(PORT),6006)
 
-report: $(INSTALLED)  ## Write RESULTS.md from the ledger
+report: $(INSTALLED)  ## Write RESULTS.md, report.html, results.csv and results.json from the ledger
 	$(PYTHON) -m bench report
 
 figures: $(INSTALLED)  ## Draw the ledger's figures into its folder figures, as SVG and PNG
@@ -195,9 +200,9 @@ doctor: $(INSTALLED)  ## Look at this machine: what is missing, and what to do
 verify: $(INSTALLED)  ## Check again that records, report, locks and data are undamaged
 	@$(PYTHON) -m bench verify
 
-all: $(INSTALLED)  ## Data, every run that is due, report
+all: $(INSTALLED)  ## Data, every run that is due, figures, report
 	$(if $(filter smoke,$(PROFILE)),,$(DATA))
-	@$(GRID_AND_REPORT)
+	@$(call GRID_AND_REPORT,$(PYTHON) -m bench figures)
 
 # The sources whose change makes a record's commit "dirty"; bench/environment.py has the same list.
 SOURCES = bench models data requirements.lock

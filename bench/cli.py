@@ -26,7 +26,7 @@ FLAGS = {
 
 
 # flags of single commands, which are no settings
-EXTRA = ("quick", "before", "after", "shard", "runs", "dry_run", "status", *map(str.lower, cluster.VARIABLES))
+EXTRA = ("quick", "name", "before", "after", "shard", "runs", "dry_run", "status", *map(str.lower, cluster.VARIABLES))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,16 +48,14 @@ def parser() -> argparse.ArgumentParser:
         "cost": "parameters, multiply-adds and attention maps of every network",
         "doctor": "what this machine lacks",
         "throughput": "images per second of every network, and of our loop beside the conventional one",
-        "compare": "what changed beyond noise between two throughput measurements",
+        "show": "one run: its numbers, curves, configuration, cost and environment",
+        "compare": "two runs side by side, or what changed beyond noise between two throughput measurements",
         "profile": "where the time of a training step goes, network by network, with traces",
         "verify": "whether records, report, locks and data are undamaged",
     }.items():
         command = commands.add_parser(name, parents=[shared], help=text, description=text, allow_abbrev=False)
         if name == "throughput":
             command.add_argument("--quick", action="store_true", help="the loops and two networks only")
-        if name == "compare":
-            command.add_argument("before", metavar="A.json", help="an earlier measurement")
-            command.add_argument("after", metavar="B.json", help="a later one")
         if name == "grid":
             command.add_argument("--shard", default="", metavar="I/N", help="only the I-th of N shards of the runs, counted from 0")
             command.add_argument("--runs", default="", metavar="FILE", help="only the runs in a file of lines NAME SEED")
@@ -66,8 +64,14 @@ def parser() -> argparse.ArgumentParser:
             for variable_name, (default, text) in cluster.VARIABLES.items():
                 flag, given = f"--{variable_name.lower().replace('_', '-')}", os.environ.get(variable_name) or default
                 command.add_argument(flag, default=given, metavar=variable_name, help=f"{text} (${variable_name})")
+        if name == "compare":
+            command.add_argument("before", metavar="A", help="a run as `show` takes it, or the file of a measurement")
+            command.add_argument("after", metavar="B", help="another of the same kind")
+        if name == "show":
+            command.add_argument("name", metavar="RUN", help="an experiment, the key of a record, or its file")
         if name == "run":
             command.add_argument("experiment", metavar="NAME", help="as `list` shows it")
+        if name in ("run", "show", "compare"):
             command.add_argument("--seed", default="0", metavar="K", help="a whole number; else 0")
     return top
 
@@ -79,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopping.install()
     try:
         if command == "run":
-            options["only"], options["seeds"] = options.pop("experiment"), options.pop("seed")
+            options["only"] = options.pop("experiment")
+        if "seed" in options:
+            options["seeds"] = options.pop("seed")
         extra = {name: options.pop(name) for name in EXTRA if name in options}
         return _COMMANDS[command](settings(**options), **extra)
     except Exception as error:
@@ -116,8 +122,7 @@ def _run(chosen: Settings) -> int:
     from bench.grid import check_inputs, execute, plan
 
     find(chosen.only)
-    if len(chosen.seeds) != 1:
-        raise UserError(f"--seed: expected one whole number, found {len(chosen.seeds)}; `python -m bench grid` takes several")
+    _one_seed(chosen)
     (run,) = plan(chosen)
     check_inputs([run], chosen)
     try:
@@ -128,6 +133,12 @@ def _run(chosen: Settings) -> int:
     results = record["results"]
     print(f"{run.experiment.name} seed {run.seed}: {results['status']}" + (f": {results['error']}" if results["error"] else ""))
     return 0 if results["status"] == "done" else EXIT_FAILED
+
+
+def _one_seed(chosen: Settings) -> int:
+    if len(chosen.seeds) != 1:
+        raise UserError(f"--seed: expected one whole number, found {len(chosen.seeds)}; `python -m bench grid` takes several")
+    return chosen.seeds[0]
 
 
 def _grid(chosen: Settings, *, shard: str, runs: str, dry_run: bool, status: bool, **launching: str) -> int:
@@ -159,9 +170,10 @@ def _report(chosen: Settings) -> int:
 
 def _figures(chosen: Settings) -> int:
     from bench.report.figures import write_figures
+    from bench.report.figures.events import write_events
 
     outcome = write_figures(chosen.results, datasets=chosen.datasets, device=chosen.device)
-    for path in outcome.written:
+    for path in [*outcome.written, write_events(chosen.results)]:
         print(f"wrote {path}")
     for line in outcome.left_out:
         print(f"left out {line}")
@@ -190,10 +202,25 @@ def _throughput(chosen: Settings, quick: bool) -> int:
     return 0
 
 
+def _show(chosen: Settings, name: str) -> int:
+    from bench.report.show import find_run, shown
+
+    print(shown(find_run(chosen.results, name, seed=_one_seed(chosen), profile=chosen.profile)))
+    return 0
+
+
 def _compare(chosen: Settings, before: str, after: str) -> int:
+    from bench.report.show import differences, find_run, is_run
     from bench.report.throughput import compared, read_report
 
-    print(compared(read_report(Path(before)), read_report(Path(after))))
+    if is_run(before) != is_run(after):
+        raise UserError("compare: expected two runs or two files of throughput measurements, found one of each")
+    if is_run(before):
+        seed = _one_seed(chosen)
+        one, other = (find_run(chosen.results, name, seed=seed, profile=chosen.profile) for name in (before, after))
+        print(differences(one, other))
+    else:
+        print(compared(read_report(Path(before)), read_report(Path(after))))
     return 0
 
 
@@ -223,6 +250,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "cost": _cost,
     "doctor": _doctor,
     "throughput": _throughput,
+    "show": _show,
     "compare": _compare,
     "profile": _profile,
     "verify": _verify,

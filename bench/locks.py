@@ -17,7 +17,13 @@ LOCKS = (
     "requirements-cluster.lock",
 )  # beside each lies its source, with the suffix .in
 PYTHONS = ("3.11", "3.12", "3.13")  # what the locks are resolved for; the container has one of them
-PLATFORM = {"sys_platform": "linux", "platform_machine": "x86_64", "platform_python_implementation": "CPython"}  # the container's
+PLATFORM = {  # the container's
+    "os_name": "posix",
+    "sys_platform": "linux",
+    "platform_machine": "x86_64",
+    "platform_python_implementation": "CPython",
+    "implementation_name": "cpython",
+}
 COMPARISONS = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,

@@ -1,11 +1,11 @@
-"""Depthwise convolution on small maps, three ways: as a convolution, with a faster weight gradient, and as a matrix product.
+"""Depthwise convolution on small maps: as a convolution, with a faster weight gradient, as a matrix product, or in our kernels.
 
 A k x k depthwise convolution with stride 1 and padding (k - 1) / 2 maps every channel c of an h x h map to itself:
 
     y[n, c, p] = b[c] + sum over q of w[c, q - p + (k - 1) / 2] x[n, c, q]
 
 where p and q are positions (row and column), and w is zero outside of its k x k taps. ConvNeXt has k = 7, and on 32x32 images maps
-of side 8, 4, 2 and 1: most taps then fall outside of the map, and libraries made for large maps spend their time on them. The three
+of side 8, 4, 2 and 1: most taps then fall outside of the map, and libraries made for large maps spend their time on them. The
 methods compute the same function of the same parameters, to rounding, with the same gradients; taps that never meet the map get a
 gradient of zero.
 
@@ -15,10 +15,11 @@ gradient of zero.
   to the tap q - p. On two CPU cores (AVX-512, fp32, batch 128) the backward pass falls from 18 ms to 0.4 on a 1x1 map with 768
   channels, from 5.7 to 0.5 on a 2x2 map with 384, from 7.0 to 2.6 on a 4x4 map with 192; on 8x8 maps there is no gain.
 - ``matrix``: a product with the h^2 x h^2 matrix M[c, p, q] = w[c, q - p + (k - 1) / 2], gathered from the taps.
+- ``triton``: kernels for CUDA, :mod:`models.depthwise_triton`, for maps of any side.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -26,8 +27,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import wrap_torch_function
 
-Method = Literal["convolution", "pairs", "matrix"]
-METHODS: tuple[Method, ...] = ("convolution", "pairs", "matrix")
+Method = Literal["convolution", "pairs", "matrix", "triton"]
+Computation = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of x, weight, bias and joining taps
+LARGEST_SIDE = 8  # pixels, for products of positions; on larger maps these outnumber the taps' by far
+
+
+def methods_for(side: int, device: torch.device) -> tuple[Method, ...]:
+    """The methods worth trying on square maps of ``side``, the reference first.
+
+    ``pairs`` is a launch for each position: on a GPU never the fastest.
+    """
+    if device.type == "cpu":
+        return ("convolution", "pairs", "matrix") if side <= LARGEST_SIDE else ("convolution",)
+    return ("convolution", *(("matrix",) if side <= LARGEST_SIDE else ()), *(("triton",) if _triton_works() else ()))
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -37,18 +49,16 @@ class DepthwiseConv2d(nn.Conv2d):
     """
 
     methods: Mapping[int, Method]
-    joining_taps: Mapping[int, Tensor]  # by side, from :func:`tap_indices`
+    computations: Mapping[int, Computation]
+    joining_taps: Mapping[int, Tensor]  # from :func:`tap_indices`; all by side
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Map ``[N, C, H, W]`` to ``[N, C, H, W]``."""
         _, _, height, width = x_NCHW.shape
-        method = self.methods.get(height, "convolution") if height == width else "convolution"
-        if method == "convolution":
+        if height != width or height not in self.computations:
             return super().forward(x_NCHW)
         bias = self.bias if self.bias is not None else self.weight.new_zeros(self.out_channels)
-        x_NCHW, weight, bias = _as_autocast_would(x_NCHW, self.weight, bias)
-        compute = pairs if method == "pairs" else matrix_product
-        return compute(x_NCHW, weight, bias, self.joining_taps[height])
+        return self.computations[height](x_NCHW, self.weight, bias, self.joining_taps[height])
 
 
 def use_methods(network: nn.Module, methods: Mapping[int, Method]) -> int:
@@ -68,6 +78,9 @@ def use_methods(network: nn.Module, methods: Mapping[int, Method]) -> int:
         convolution.__class__ = DepthwiseConv2d  # the state of the two classes is the same but for ``methods``
         kernel, device = convolution.kernel_size[0], convolution.weight.device
         convolution.methods = dict(methods)  # type: ignore[assignment]
+        convolution.computations = {  # type: ignore[assignment]
+            side: _COMPUTATIONS[method] for side, method in methods.items() if method != "convolution"
+        }
         convolution.joining_taps = {side: tap_indices(side, kernel, device) for side in methods}  # type: ignore[assignment]
     return len(found)
 
@@ -86,6 +99,37 @@ def depthwise_maps(network: nn.Module, *, side: int = 32) -> set[tuple[int, int]
     with torch.no_grad():
         network(torch.zeros(1, 3, side, side, device="meta"))
     return maps
+
+
+# One function for all convolutions of a network: a compiler takes them for the same code.
+
+
+def _by_pairs(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
+    x_NCHW, weight, bias = _as_autocast_would(x_NCHW, weight, bias)
+    return pairs(x_NCHW, weight, bias, joining_taps)
+
+
+def _by_matrix(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
+    x_NCHW, weight, bias = _as_autocast_would(x_NCHW, weight, bias)
+    return matrix_product(x_NCHW, weight, bias, joining_taps)
+
+
+def _by_triton(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
+    from models.depthwise_triton import tiles  # here: Triton is not on every system
+
+    (x_NCHW,) = _as_autocast_would(x_NCHW)  # weight and bias are read as they are
+    return tiles(x_NCHW, weight, bias)
+
+
+_COMPUTATIONS: dict[Method, Computation] = {"pairs": _by_pairs, "matrix": _by_matrix, "triton": _by_triton}
+
+
+def _triton_works() -> bool:
+    try:
+        from models.depthwise_triton import works
+    except ImportError:
+        return False
+    return works()
 
 
 def _fits(convolution: nn.Conv2d) -> bool:

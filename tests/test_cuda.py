@@ -1,5 +1,11 @@
 """What only a GPU can show: graphs, synchronisation, determinism, memory. Skipped where torch sees none."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +21,9 @@ from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.device_data import DeviceSplit, draw_epoch
 from bench.engine.evaluate import evaluate
 from bench.engine.execution import Choices, Execution, choose
+from bench.engine.graphs import WARM_UP
 from bench.engine.optimizer import adamw
-from bench.engine.step import STEPS_BEFORE_CAPTURE, TrainingStep
+from bench.engine.step import TrainingStep
 from bench.engine.train import build_network, put_on_device, train
 from bench.experiment import Model, Recipe, Run, canonical_json
 from bench.measure import loops, roofline
@@ -32,6 +39,8 @@ from tests.test_grid import chosen
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 CUDA = torch.device("cuda", 0)
 GRAPH = Execution(cuda_graph=True)
+TRITON: dict[int, Method] = dict.fromkeys((1, 2, 4, 8, 16), "triton")
+EVERYTHING = replace(GRAPH, depthwise=TRITON, compiled=True)
 
 
 def small(name: str, **recipe: Any) -> Run:
@@ -82,7 +91,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(stop_at: tuple[int, int], tmp
     assert canonical_json(trained(run, tmp_path / "stopped", GRAPH)) == canonical_json(straight)
 
 
-@pytest.mark.parametrize("execution", [Execution(), GRAPH, replace(GRAPH, depthwise={1: "pairs", 2: "pairs", 4: "matrix"})])
+@pytest.mark.parametrize("execution", [Execution(), GRAPH, EVERYTHING, replace(GRAPH, depthwise={1: "pairs", 4: "matrix"})])
 def test_no_step_waits_for_the_device(execution: Execution) -> None:
     images, labels = loops.random_images(100, 10)
     split = DeviceSplit(images, labels, padding=4, mean=(0.5,), std=(0.5,), device=CUDA)
@@ -91,10 +100,12 @@ def test_no_step_waits_for_the_device(execution: Execution) -> None:
     network = loops.build(experiment, 10, CUDA, execution).train()
     part_of = networks.FAMILIES[experiment.model.family].part_of
     step = TrainingStep(network, adamw(network, recipe, part_of), split, recipe, execution, steps=10)
-    step.begin_epoch(draw_epoch(100, seed=0, epoch=1, padding=4, flip=True, device=CUDA), [1.0] * 10)
-    for _ in range(STEPS_BEFORE_CAPTURE + 1):
+    step.begin_epoch(draw_epoch(100, seed=0, epoch=1, padding=4, flip=True, blocks=step.blocks, device=CUDA), [1.0] * 10)
+    for _ in range(WARM_UP + 1):
         step()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
             step()
@@ -104,8 +115,8 @@ def test_no_step_waits_for_the_device(execution: Execution) -> None:
     assert loss > 0 and 0 <= correct <= 70
 
 
-@pytest.mark.parametrize("method", ["pairs", "matrix"])
-@pytest.mark.parametrize("side", [1, 2, 4, 8])
+@pytest.mark.parametrize("method", ["pairs", "matrix", "triton"])
+@pytest.mark.parametrize("side", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_depthwise_methods_agree(method: Method, side: int, layout: torch.memory_format) -> None:
     plain, faster = reference(6).to(CUDA), reference(6).to(CUDA)
@@ -128,7 +139,9 @@ def test_every_mode_gives_the_references_losses(tmp_path: Path) -> None:
     modes: dict[str, Execution] = {
         "pairs": replace(GRAPH, depthwise={1: "pairs", 2: "pairs", 4: "pairs"}),
         "matrix": replace(GRAPH, depthwise={1: "matrix", 2: "matrix", 4: "matrix", 8: "matrix"}),
+        "triton": replace(GRAPH, depthwise=TRITON),
         "compiled": replace(GRAPH, compiled=True),
+        "all": replace(GRAPH, depthwise=TRITON, compiled=True),
     }
     for name, mode in modes.items():
         found = [entry["train"]["loss"] for entry in trained(run, tmp_path / name, mode)["epochs"]]
@@ -143,6 +156,25 @@ def test_evaluation_agrees_with_the_cpu() -> None:
         network = build_network(run, len(dataset.classes), None, device)
         losses.append(evaluate(network, put_on_device(run, dataset, device).test, run.experiment.recipe, Execution())["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_compiled_code_repeats_in_another_process(tmp_path: Path) -> None:
+    """Compiled anew, without a cache of code, through a switch of regime: the same weights to the bit."""
+    hashes = []
+    for name in "ab":
+        environ = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / name), "TRITON_CACHE_DIR": str(tmp_path / name)}
+        results = tmp_path / f"results {name}"
+        environ |= {"PROFILE": "smoke", "RESULTS": str(results), "COMPILE": "on", "DEPTHWISE": "auto"}
+        if hashes:  # the same choice of methods, however the times of another measurement would come out
+            results.mkdir()
+            shutil.copy(tmp_path / "results a" / "measured.json", results)
+        command = [sys.executable, "-m", "bench", "run", "cifar100/A_dual"]
+        subprocess.run(command, check=True, capture_output=True, env=environ)
+        (path,) = (results / "records").rglob("*.json")
+        record = json.loads(path.read_bytes())
+        assert record["environment"]["compiled"] and record["environment"]["cuda_graph"]
+        hashes.append(record["results"]["weights_sha256"])
+    assert hashes[0] == hashes[1]
 
 
 def test_out_of_memory_is_a_record_and_the_grid_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ def reference(channels: int, dtype: torch.dtype = torch.float64, bias: bool = Tr
 def outputs_and_gradients(convolution: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     x = x.clone().requires_grad_()
     y = convolution(x)
-    y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y))
+    y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y))
     assert x.grad is not None
     return [y.detach(), x.grad] + [parameter.grad for parameter in convolution.parameters() if parameter.grad is not None]
 

@@ -22,7 +22,7 @@ def split(count: int = 7, side: int = 32, channels: int = 3, padding: int = 4) -
 
 
 def test_augmented_batches_are_torchvisions_crop_flip_and_normalise() -> None:
-    draws = draw_epoch(7, seed=1, epoch=2, padding=4, flip=True, device=CPU)
+    draws = draw_epoch(7, seed=1, epoch=2, padding=4, flip=True, blocks=3, device=CPU)
     assert draws.flip.any() and not draws.flip.all()
     raw = torch.from_numpy(images(7, 32, 3)).permute(0, 3, 1, 2)
     seen = 0
@@ -68,16 +68,16 @@ def test_grey_images_take_three_channels_of_statistics() -> None:
 def test_draws_depend_on_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         torch.manual_seed(torch.seed() % 1000)  # whatever the global generator does
-        return draw_epoch(50, seed=seed, epoch=epoch, padding=4, flip=True, device=CPU).order.tolist()
+        return draw_epoch(50, seed=seed, epoch=epoch, padding=4, flip=True, blocks=3, device=CPU).order.tolist()
 
     assert order(1, 1) == order(1, 1)
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (1, 2)}) == 4
 
 
 def test_draws_are_uniform_over_crops_and_flips() -> None:
-    draws = draw_epoch(20_000, seed=0, epoch=1, padding=4, flip=True, device=CPU)
+    draws = draw_epoch(20_000, seed=0, epoch=1, padding=4, flip=True, blocks=3, device=CPU)
     for corner in (draws.top, draws.left):
         counts = torch.bincount(corner, minlength=9)
         assert len(counts) == 9 and (counts - 20_000 / 9).abs().max() < 5 * (20_000 / 9) ** 0.5
     assert abs(draws.flip.float().mean().item() - 0.5) < 0.02
-    assert not draw_epoch(100, seed=0, epoch=1, padding=0, flip=False, device=CPU).flip.any()
+    assert not draw_epoch(100, seed=0, epoch=1, padding=0, flip=False, blocks=3, device=CPU).flip.any()

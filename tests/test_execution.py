@@ -121,7 +121,7 @@ def small_step(execution: Execution, steps: int = 4) -> tuple[TrainingStep, Devi
     network, recipe = small_network(), Recipe(epochs=1, batch_size=10)
     optimizer = adamw(network, recipe, FAMILIES["convnext_tiny"].part_of)
     step = TrainingStep(network, optimizer, split, recipe, execution, steps=steps)
-    step.begin_epoch(draw_epoch(40, seed=0, epoch=1, padding=4, flip=True, device=CPU), [1.0] * steps)
+    step.begin_epoch(draw_epoch(40, seed=0, epoch=1, padding=4, flip=True, blocks=step.blocks, device=CPU), [1.0] * steps)
     return step, split
 
 
@@ -144,7 +144,7 @@ def test_no_step_after_a_bad_loss_touches_the_weights() -> None:
     split = DeviceSplit(images, dataset.train.labels[:20], padding=0, mean=(0.5,), std=(0.5,), device=CPU)
     network, recipe = small_network(), Recipe(epochs=1, batch_size=10)
     step = TrainingStep(network, adamw(network, recipe, FAMILIES["convnext_tiny"].part_of), split, recipe, Execution(), steps=2)
-    step.begin_epoch(draw_epoch(20, seed=0, epoch=1, padding=0, flip=False, device=CPU), [1.0, 1.0])
+    step.begin_epoch(draw_epoch(20, seed=0, epoch=1, padding=0, flip=False, blocks=step.blocks, device=CPU), [1.0, 1.0])
     bad = True
     network.register_forward_hook(lambda module, inputs, logits: logits * float("nan") if bad else None)
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bench import cli
 from bench.catalog import find
 from bench.environment import ROOT
 from bench.experiment import Weights
 from bench.ledger import Ledger
+from bench.measure.throughput import SCHEMA
 from bench.report.figures import (
     accuracy_cost,
     architecture,
@@ -33,8 +36,9 @@ from bench.report.figures import (
     style,
     write_figures,
 )
+from bench.report.figures.events import write_events
 from bench.report.figures.scope import scopes, timed
-from bench.report.figures.write import Outcome
+from bench.report.figures.write import KINDS, Outcome
 from models.convnext import WIDTHS
 from tests.figure_ledger import IMAGENET, STAND_IN, add, filled, only_scope, record_of, row_of, words_of
 
@@ -68,7 +72,7 @@ def styled() -> Iterator[None]:
 
 
 def contents(results: Path) -> dict[str, bytes]:
-    return {path.relative_to(results).as_posix(): path.read_bytes() for path in sorted(results.rglob("figures/**/*.*"))}
+    return {path.relative_to(results).as_posix(): path.read_bytes() for path in sorted(results.glob("figures/**/*.*"))}
 
 
 def test_the_same_ledger_gives_the_same_bytes(drawn: tuple[Path, Outcome], tmp_path: Path) -> None:
@@ -80,7 +84,19 @@ def test_the_same_ledger_gives_the_same_bytes(drawn: tuple[Path, Outcome], tmp_p
     output = subprocess.run(command, cwd=ROOT, env=environ, check=True, capture_output=True, text=True).stdout
     assert len(contents(drawn[0])) == 12
     assert contents(drawn[0]) == contents(tmp_path / "elsewhere")
-    assert output.count("wrote ") == 12 and "left out mini/stand-in/attention_maps: no attention maps" in output
+    assert output.count("wrote ") == 13 and "left out mini/stand-in/attention_maps: no attention maps" in output
+
+
+def test_tensorboard_shows_every_figure(drawn: tuple[Path, Outcome]) -> None:
+    results, _ = drawn
+    for _ in range(2):  # another call replaces what an earlier one wrote
+        events = EventAccumulator(str(write_events(results)))
+    events.Reload()
+    tags = {picture.svg.relative_to(results / "figures").with_suffix("").as_posix() for picture in pictures(results)}
+    assert set(events.Tags()["images"]) == tags and len(tags) == 6
+    (image,) = events.Images("architecture")
+    with Image.open(results / "figures/architecture.png") as drawn_image:
+        assert (image.width, image.height) == drawn_image.size
 
 
 def test_files_hold_no_date_no_version_and_no_path(drawn: tuple[Path, Outcome]) -> None:
@@ -294,6 +310,22 @@ def test_epoch_time_takes_a_roofline(ledger: Ledger) -> None:
         assert ("roofline" in axes.get_xlabel()) == bool(ticks)
         assert name in [label.get_text() for label in axes.get_yticklabels()]
         assert "Processor, 2 threads" in axes.get_xlabel()
+
+
+@pytest.mark.usefixtures("styled")
+def test_the_roofline_comes_from_a_measurement_of_the_same_device(ledger: Ledger) -> None:
+    scope, folder = only_scope(ledger), ledger.results / "throughput"
+    row = {"experiment": "cifar100/A_dual", "roofline_seconds_per_epoch": 3.5}
+    folder.mkdir()
+    for device in ("Processor", "another"):
+        report = {"schema": SCHEMA, "loops": {}, "families": {"x": row}}
+        report["environment"] = {"device": device, "threads": 2, "cuda": None}
+        (folder / f"{device}.json").write_text(json.dumps(report))
+        row = row | {"roofline_seconds_per_epoch": 99.0}
+    assert epoch_time.roofline(scope, folder) == {"ConvNeXt-Tiny, default stem + MHSA at P2 and P3, 4 heads": 3.5}
+    assert epoch_time.roofline(scope, ledger.results / "none") == {}
+    (axes,) = KINDS["epoch_time"].draw(scope, ledger.results).axes
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"] == [3.5]  # type: ignore[index]
 
 
 # ---- labels -----------------------------------------------------------------------------------------------------------

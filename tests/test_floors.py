@@ -15,7 +15,7 @@ FLOORS = [
     ["models"],
     ["bench", "bench.errors"],
     ["bench.experiment", "bench.environment", "bench.stopping", "bench.schema", "bench.locks", "bench.claims", "bench.task"],
-    ["bench.ledger", "bench.catalog", "bench.profiles", "bench.shards"],
+    ["bench.ledger", "bench.catalog", "bench.profiles", "bench.shards", "bench.provenance"],
     ["bench.settings"],
     ["bench.engine"],
     ["bench.measure"],

@@ -19,7 +19,8 @@ from bench.engine.checkpoint import CheckpointFolder
 from bench.errors import UserError
 from bench.experiment import canonical_json
 from bench.ledger import Ledger
-from bench.report.results import headline_table, results_page
+from bench.report.results import headline_table
+from bench.report.write import report_pages
 from bench.verify import render
 from bench.verify.records import check_records
 from bench.verify.surroundings import check_folder, check_report
@@ -46,7 +47,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def report(results: Path) -> bytes:
     found = list(Ledger(results).records())
-    return (results_page(found, results, results) + headline_table(found)).encode()
+    return "".join([headline_table(found), *dict(report_pages(results, found)).values()]).encode()
 
 
 def try_record(results: Path, content: bytes) -> None:

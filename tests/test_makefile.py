@@ -251,14 +251,14 @@ def test_run_needs_only(python: Program) -> None:
     assert python.commands() == ["-m bench grid"]
 
 
-def test_all_is_data_then_grid_then_report(python: Program) -> None:
+def test_all_is_data_then_grid_then_figures_then_the_report_that_shows_them(python: Program) -> None:
     assert make_with(python, "all", PROFILE="mini").returncode == 0
-    assert python.commands() == ["-m data", "-m bench grid", "-m bench report"]
+    assert python.commands() == ["-m data", "-m bench grid", "-m bench figures", "-m bench report"]
 
 
 def test_the_smoke_profile_needs_no_data(python: Program) -> None:
     make_with(python, "all", "PROFILE=smoke")
-    assert python.commands() == ["-m bench grid", "-m bench report"]
+    assert python.commands() == ["-m bench grid", "-m bench figures", "-m bench report"]
 
 
 @pytest.mark.parametrize("target", ["all", "smoke"])
@@ -272,6 +272,12 @@ def test_a_failure_is_makes_failure_and_failed_runs_are_reported(
     python = Program(tmp_path / "venv/bin/python", statuses)
     assert make_with(python, target, RESULTS=str(tmp_path / "results")).returncode == 2
     assert ("-m bench report" in python.commands()) == reported
+
+
+def test_figures_that_cannot_be_drawn_leave_the_report(tmp_path: Path) -> None:
+    python = Program(tmp_path / "venv/bin/python", {"-m bench figures": 2})
+    assert make_with(python, "all").returncode == 2
+    assert python.commands()[-1] == "-m bench report"
 
 
 def test_data_that_cannot_be_had_stops_all(tmp_path: Path) -> None:

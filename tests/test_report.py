@@ -1,5 +1,7 @@
 """RESULTS.md is what the ledger gives: every number from a record, no failure hidden, the same bytes every time."""
 
+import csv
+import io
 import json
 import random
 import re
@@ -14,7 +16,9 @@ from bench.environment import ROOT
 from bench.experiment import Run, Weights
 from bench.ledger import Ledger
 from bench.profiles import at_profile
+from bench.provenance import commit_of
 from bench.report import write, write_report
+from bench.report.export import as_csv, as_json, export_lines
 from bench.report.results import HEADLINE, headline_table, results_page
 from bench.report.rows import mean_and_deviation
 from bench.settings import DEFAULTS, settings
@@ -284,7 +288,8 @@ def test_page_does_not_depend_on_the_order_in_which_records_were_written(ledger:
 
 def test_other_ledgers_get_their_own_page_and_the_repositorys_is_not_touched(ledger: Ledger) -> None:
     before = {name: (ROOT / name).read_bytes() for name in ("RESULTS.md", "README.md")}
-    assert write_report(ledger.results) == [ledger.results / "RESULTS.md"]
+    written = [ledger.results / name for name in ("RESULTS.md", "results.csv", "results.json", "report.html")]
+    assert write_report(ledger.results) == written
     assert (ledger.results / "RESULTS.md").read_text() == page_of(ledger)
     assert before == {name: (ROOT / name).read_bytes() for name in before}
 
@@ -297,9 +302,34 @@ def test_committed_pages_are_what_the_committed_ledger_gives() -> None:
     assert table == f"\n\n{headline_table(found)}\n\n", "run `make report`"
 
 
+def test_committed_tables_are_what_the_committed_ledger_gives() -> None:
+    lines = export_lines(list(Ledger(ROOT / "results").records()), ROOT / "results")
+    assert (ROOT / "results/results.csv").read_text() == as_csv(lines), "run `make report`"
+    assert (ROOT / "results/results.json").read_text() == as_json(lines), "run `make report`"
+
+
+def test_tables_for_other_programs_have_every_record_at_full_precision(ledger: Ledger) -> None:
+    found = list(ledger.records())
+    lines = export_lines(found, ledger.results)
+    assert [ledger.results / line["record"] for line in lines] == [path for path, _ in found]
+    rows = list(csv.DictReader(io.StringIO(as_csv(lines))))
+    assert json.loads(as_json(lines)) == lines
+    assert [list(row) for row in rows] == [list(line) for line in lines]
+    for row, line in zip(rows, lines, strict=True):
+        assert row["best_test"] == ("" if line["best_test"] is None else repr(line["best_test"]))
+        assert row["experiment"] == line["experiment"] and int(row["seed"]) == line["seed"]
+    first = next(line for line in lines if line["experiment"] == "cifar100/baseline")
+    assert (first["parameters"], first["train_seconds_total"], first["commit"]) == (28_045_637, 4.0, "c" * 40)
+    assert {line["status"] for line in lines} == {"done", "diverged", "out_of_memory"}
+
+
+def test_tables_of_an_empty_ledger_are_empty() -> None:
+    assert as_csv([]) == "" and json.loads(as_json([])) == []
+
+
 def test_committed_records_are_reproducible_in_principle() -> None:
     for path, record in Ledger(ROOT / "results").records():
-        assert record["code"]["dirty"] is False and record["code"]["commit"], path
+        assert commit_of(record["code"]), path
         assert record["environment"]["deterministic"] is True, path
 
 

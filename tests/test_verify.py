@@ -16,7 +16,7 @@ from bench.environment import ROOT
 from bench.experiment import Recipe, canonical_json, sha256_of
 from bench.ledger import Ledger, Record
 from bench.locks import LOCKS
-from bench.report.results import results_page
+from bench.report import write_report
 from bench.report.write import BEGIN, END
 from bench.verify import Section
 from bench.verify.records import check_records, known_locks
@@ -39,7 +39,7 @@ def ledger(tmp_path: Path) -> Ledger:
     for run in RUNS:
         (ledger.folder / run.key).parent.mkdir(parents=True, exist_ok=True)
         (ledger.folder / f"{run.key}.json").write_text(canonical_json(record_of(run)))
-    (ledger.results / "RESULTS.md").write_text(results_page(list(ledger.records()), ledger.results, ledger.results))
+    write_report(ledger.results)
     return ledger
 
 
@@ -319,9 +319,17 @@ def test_a_report_of_something_else_is_found(ledger: Ledger) -> None:
     assert line.endswith(": expected '(end of file)', found 'And they lived happily ever after.'; run `make report`")
 
 
-def test_a_ledger_without_a_report_is_a_note(ledger: Ledger) -> None:
-    (ledger.results / "RESULTS.md").unlink()
-    assert lines(check_report(ledger)) == ["note: RESULTS.md: all: expected a report, found none; run `make report`"]
+@pytest.mark.parametrize("name", ["RESULTS.md", "results.csv", "results.json", "report.html"])
+def test_a_ledger_without_a_report_is_a_note(ledger: Ledger, name: str) -> None:
+    (ledger.results / name).unlink()
+    assert lines(check_report(ledger)) == [f"note: {name}: all: expected a report, found none; run `make report`"]
+
+
+def test_tables_for_other_programs_are_checked(ledger: Ledger) -> None:
+    path = ledger.results / "results.csv"
+    path.write_text(path.read_text().replace("36.225", "99.225"))
+    (line,) = lines(check_report(ledger))
+    assert line.startswith("results.csv: line 2: expected ") and "36.225" in line and "99.225" in line
 
 
 def test_a_damaged_record_leaves_the_report_unchecked(ledger: Ledger) -> None:
@@ -331,7 +339,7 @@ def test_a_damaged_record_leaves_the_report_unchecked(ledger: Ledger) -> None:
 
 def test_the_repositorys_pages_are_checked(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     root = ledger.results.parent
-    monkeypatch.setattr("bench.verify.surroundings.ROOT", root)
+    monkeypatch.setattr("bench.report.write.ROOT", root)
     (root / "README.md").write_text(f"before\n{BEGIN}\n\nold\n\n{END}\nafter\n")
     found = lines(check_report(ledger))
     assert found[0] == "RESULTS.md: all: expected a report, found none; run `make report`", "no note: it is committed"
@@ -362,7 +370,7 @@ def test_exit_status_and_summary(ledger: Ledger, tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out.splitlines()[-5:] == [
         "records 4 records: 0 problems, 0 notes",
         "folder  4 files: 0 problems, 0 notes",
-        "report  1 page: 0 problems, 0 notes",
+        "report  4 files: 0 problems, 0 notes",
         "locks   3 locks: 0 problems, 0 notes",
         "data    4 data sets: 0 problems, 2 notes",
     ]

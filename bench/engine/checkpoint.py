@@ -21,7 +21,7 @@ from bench.claims import Claim, available_locks
 from bench.errors import UserError
 from bench.ledger import write_atomically
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 class Busy(Exception):

@@ -20,28 +20,33 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Draws:
-    """The random choices of one epoch: which image comes when, and its crop and flip. Each ``[N]``, in order of use."""
+    """The random choices of one epoch, in order of use: which image comes when, its crop and flip ``[N]``, and ``[N, K]`` numbers
+    in [0, 1): where one is below the rate of block k's stochastic depth, the block is left out for that image.
+    """
 
     order: Tensor
     top: Tensor
     left: Tensor
     flip: Tensor
+    depth: Tensor
 
 
-def draw_epoch(images: int, *, seed: int, epoch: int, padding: int, flip: bool, device: torch.device) -> Draws:
+def draw_epoch(images: int, *, seed: int, epoch: int, padding: int, flip: bool, blocks: int, device: torch.device) -> Draws:
     """Draw an epoch's choices. They depend on the seed and the epoch alone, and are the same for every device.
 
     Args:
         images: N.
         padding: the crop's corner is uniform over 0 to ``2 * padding`` in each direction.
         flip: whether half of the images are mirrored.
+        blocks: K, the blocks with stochastic depth.
     """
     generator = torch.Generator().manual_seed(seed_for(seed, epoch, "order and augmentation"))
     order = torch.randperm(images, generator=generator)
     top = torch.randint(2 * padding + 1, (images,), generator=generator)
     left = torch.randint(2 * padding + 1, (images,), generator=generator)
     mirrored = torch.randint(2, (images,), generator=generator).bool() & flip
-    return Draws(*(choice.to(device) for choice in (order, top, left, mirrored)))
+    depth = torch.rand(images, blocks, generator=torch.Generator().manual_seed(seed_for(seed, epoch, "stochastic depth")))
+    return Draws(*(choice.to(device) for choice in (order, top, left, mirrored, depth)))
 
 
 class DeviceSplit:

@@ -17,16 +17,18 @@ from torch import Tensor, nn
 
 from bench import environment
 from bench.engine.bf16 import Bf16InFp32
+from bench.engine.graphs import captured
 from bench.errors import UserError
 from bench.experiment import Precision, canonical_json
 from bench.ledger import write_atomically
-from models.depthwise import METHODS, Method, depthwise_maps, use_methods
+from models.depthwise import Method, depthwise_maps, methods_for, use_methods
 
 Switch = Literal["auto", "on", "off"]
 
-FASTER_BY = 1.2  # a method replaces the one before it only where it takes less than 1 / 1.2 of its time: noise must not choose
-LARGEST_SIDE = 8  # pixels; on larger maps the products of positions outnumber the taps' by far
+# A method replaces the one before it only where it takes less than the inverse of this of its time: noise must not choose.
+FASTER_BY = {"cpu": 1.2, "cuda": 1.05}
 TIMED = 5  # measurements of each method, after one that warms up; the shortest decides, for other work can only lengthen them
+REPLAYED = 20  # of a graph in one measurement
 BATCH = 128  # images of a measurement: the recipes' batch
 
 
@@ -65,8 +67,9 @@ class Choices:
 
 # From how many steps of a run compilation has paid for its own warm-up; None: it does not. Two CPU cores: 87 s of compiling
 # ConvNeXt-Tiny for steps that are no faster (fp32, the faster depthwise methods on: 0.9 to 1.0 of the eager speed).
-# CUDA: not measured yet.
-COMPILE_FROM_STEPS: dict[str, int | None] = {"cpu": None, "cuda": None}
+# An H100: half a minute for ConvNeXt-Tiny's blocks, five seconds for ViT's, once for all runs of a process, and a third off every
+# step of 3 to 7 ms. One run alone of the study's shortest, 7,800 steps, loses some seconds by it; three of them gain.
+COMPILE_FROM_STEPS: dict[str, int | None] = {"cpu": None, "cuda": 5_000}
 
 
 def choose(network: nn.Module, precision: Precision, device: torch.device, choices: Choices, *, steps: int) -> Execution:
@@ -87,7 +90,7 @@ def choose(network: nn.Module, precision: Precision, device: torch.device, choic
     if choices.depthwise == "auto":
         arithmetic = Execution(bf16=bf16)
         for side, width in sorted(depthwise_maps(network)):
-            if side <= LARGEST_SIDE and (method := measured.depthwise(side, width, precision, arithmetic)) != "convolution":
+            if (method := measured.depthwise(side, width, precision, arithmetic)) != "convolution":
                 methods[side] = method
     pays_from = COMPILE_FROM_STEPS[device.type]
     return Execution(
@@ -129,16 +132,19 @@ class Measurements:
             }
 
         seconds = self._once("bf16", times)
-        return "fp32" if seconds["fp32"] * FASTER_BY < seconds["units"] else "units"
+        return "fp32" if seconds["fp32"] * FASTER_BY["cpu"] < seconds["units"] else "units"
 
     def depthwise(self, side: int, width: int, precision: Precision, arithmetic: Execution) -> Method:
         """The method for 7x7 depthwise convolutions of ``width`` channels on maps of ``side``."""
+        candidates = methods_for(side, self._device)
+        if len(candidates) == 1:
+            return candidates[0]
 
         def times() -> dict[str, float]:
             convolution = nn.Conv2d(width, width, 7, padding=3, groups=width).to(self._device)
             x = torch.randn(BATCH, width, side, side, device=self._device).to(memory_format=torch.channels_last).requires_grad_()
             seconds: dict[str, float] = {}
-            for method in METHODS:
+            for method in candidates:
                 use_methods(convolution, {side: method})
                 seconds[method] = self._timed(lambda: convolution(x), arithmetic, precision)
             return seconds
@@ -146,8 +152,8 @@ class Measurements:
         key = f"depthwise {side}x{side}x{width} {precision}" + (f" in {arithmetic.bf16}" if precision == "bf16" else "")
         seconds = self._once(key, times)
         chosen: Method = "convolution"
-        for method in METHODS:
-            if seconds[method] * FASTER_BY < seconds[chosen]:
+        for method in candidates:
+            if seconds[method] * FASTER_BY[self._device.type] < seconds[chosen]:
                 chosen = method
         return chosen
 
@@ -181,16 +187,22 @@ class Measurements:
             ) from error
 
     def _timed(self, forward: Callable[[], Tensor], execution: Execution, precision: Precision = "bf16") -> float:
-        """Seconds of a forward and a backward pass."""
+        """Seconds of a forward and a backward pass; on CUDA within a graph, as a step is: launches would hide the kernels."""
+
+        def compute() -> None:
+            with execution.precision(self._device, precision):
+                y = forward()
+            y.backward(torch.ones_like(y))  # type: ignore[no-untyped-call]
+
+        repeated, times = (captured(compute, self._device), REPLAYED) if self._device.type == "cuda" else (compute, 1)
 
         def once() -> float:
             self._synchronize()
             started = time.perf_counter()
-            with execution.precision(self._device, precision):
-                y = forward()
-            y.backward(torch.ones_like(y))  # type: ignore[no-untyped-call]
+            for _ in range(times):
+                repeated()
             self._synchronize()
-            return time.perf_counter() - started
+            return (time.perf_counter() - started) / times
 
         once()
         return min(once() for _ in range(TIMED))

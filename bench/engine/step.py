@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.engine import graphs
+from bench.engine.compiling import compile_blocks
 from bench.engine.device_data import DeviceSplit, Draws
 from bench.engine.execution import Execution
 from bench.experiment import Recipe
-
-STEPS_BEFORE_CAPTURE = 3  # real steps, launched kernel by kernel: libraries choose algorithms, the optimizer makes its state
+from models.stochastic_depth import give_factors, rates
 
 
 class TrainingStep:
@@ -26,6 +27,9 @@ class TrainingStep:
         optimizer: over the network's parameters; each group has a ``peak_lr``.
         split: the images to train on.
         steps: in an epoch.
+
+    Attributes:
+        blocks: how many blocks of the network have stochastic depth: the draws of an epoch say when they are left out.
     """
 
     def __init__(
@@ -39,18 +43,24 @@ class TrainingStep:
         steps: int,
     ) -> None:
         self._optimizer, self._split, self._recipe, self._execution = optimizer, split, recipe, execution
-        self._forward = torch.compile(network) if execution.compiled else network
+        self._network = network
         self._device = device = split.labels.device
+        if execution.compiled:
+            compile_blocks(network)
+        self._rates = torch.tensor(rates(network), device=device)
+        self.blocks = len(self._rates)
+        self._depth = torch.ones(self.blocks, recipe.batch_size, device=device)
+        give_factors(network, self._depth)
         self._draws: Draws | None = None
         self._offsets = torch.arange(recipe.batch_size, device=device)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
         # fused AdamW reads float32 rates on CUDA; the CPU's takes the full precision of the schedule
-        rates = torch.float64 if device.type == "cpu" else torch.float32
-        self._factors = torch.zeros(steps, dtype=rates, device=device)
+        precision = torch.float64 if device.type == "cpu" else torch.float32
+        self._factors = torch.zeros(steps, dtype=precision, device=device)
         for group in optimizer.param_groups:
-            group["lr"] = torch.zeros((), dtype=rates, device=device)
+            group["lr"] = torch.zeros((), dtype=precision, device=device)
         # the fused optimizer leaves everything as it is while this is not zero: nothing after a bad loss touches the weights
         self._not_finite = torch.zeros((), device=device)
         optimizer.found_inf, optimizer.grad_scale = self._not_finite, None  # type: ignore[attr-defined]
@@ -73,10 +83,10 @@ class TrainingStep:
         """Queue the epoch's next step."""
         if not self._execution.cuda_graph:
             self._compute()
-        elif self._launched < STEPS_BEFORE_CAPTURE:
-            self._compute_aside()
+        elif self._launched < graphs.WARM_UP:  # real steps, launched kernel by kernel
+            graphs.aside(self._compute, self._device, stream=self._aside)
         else:
-            self._graph = self._graph or self._captured()
+            self._graph = self._graph or graphs.capture(self._compute)
             self._graph.replay()
         self._launched += 1
 
@@ -96,8 +106,6 @@ class TrainingStep:
             "step": self._step.clone(),
             "loss_sum": self._loss_sum.clone(),
             "correct": self._correct.clone(),
-            "random_state": torch.get_rng_state(),
-            "cuda_random_state": torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None,
         }
 
     def go_on(self, partial: dict[str, Any]) -> int:
@@ -105,19 +113,20 @@ class TrainingStep:
         self._step.copy_(partial["step"])
         self._loss_sum.copy_(partial["loss_sum"])
         self._correct.copy_(partial["correct"])
-        torch.set_rng_state(partial["random_state"].cpu())
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(partial["cuda_random_state"].cpu(), self._device)
         return int(self._step.item())
 
     def _compute(self) -> None:
         assert self._draws is not None, "begin_epoch comes first"
-        images, labels = self._split.augmented(self._draws, self._step * self._recipe.batch_size + self._offsets)
+        places = self._step * self._recipe.batch_size + self._offsets
+        images, labels = self._split.augmented(self._draws, places)
+        if self.blocks:
+            kept_NK = self._draws.depth[places] >= self._rates
+            self._depth.copy_((kept_NK / (1 - self._rates)).t())
         factor = self._factors.index_select(0, self._step).squeeze()
         for group in self._optimizer.param_groups:
             group["lr"].copy_(factor * group["peak_lr"])
         with self._execution.precision(self._device, self._recipe.precision):
-            logits: Tensor = self._forward(images)
+            logits: Tensor = self._network(images)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing)
         self._not_finite.copy_(torch.maximum(self._not_finite, (~torch.isfinite(loss.detach())).float()))
         self._optimizer.zero_grad(set_to_none=True)
@@ -126,17 +135,3 @@ class TrainingStep:
         self._loss_sum += loss.detach()
         self._correct += (logits.detach().argmax(1) == labels).sum()
         self._step += 1
-
-    def _compute_aside(self) -> None:
-        """Compute on a stream of its own, as capturing requires of all that comes before it."""
-        assert self._aside is not None
-        self._aside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._aside):
-            self._compute()
-        torch.cuda.current_stream(self._device).wait_stream(self._aside)
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._compute()
-        return graph

@@ -225,9 +225,16 @@ def steps_of(
     step: TrainingStep, split: DeviceSplit, recipe: Recipe, *, seed: int, epoch: int, steps: int, partial: dict[str, Any] | None
 ) -> Iterator[int]:
     """Queue an epoch's steps one by one, and yield after each how many there are; a partial epoch goes on where it was left."""
-    torch.manual_seed(seed_for(seed, epoch, "stochastic depth"))
     step.begin_epoch(
-        draw_epoch(len(split), seed=seed, epoch=epoch, padding=recipe.crop_padding, flip=recipe.flip, device=split.labels.device),
+        draw_epoch(
+            len(split),
+            seed=seed,
+            epoch=epoch,
+            padding=recipe.crop_padding,
+            flip=recipe.flip,
+            blocks=step.blocks,
+            device=split.labels.device,
+        ),
         [schedule(recipe, (epoch - 1) * steps + i, steps) for i in range(steps)],
     )
     for done in range(step.go_on(partial) if partial else 0, steps):

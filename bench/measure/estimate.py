@@ -14,9 +14,10 @@ from bench.engine import network as networks
 from bench.engine.device_data import DeviceSplit, draw_epoch
 from bench.engine.evaluate import BATCH, evaluate
 from bench.engine.execution import Choices, choose
+from bench.engine.graphs import WARM_UP
 from bench.engine.optimizer import adamw
 from bench.engine.regime import ADDED, EVERYTHING, release, trained_parts
-from bench.engine.step import STEPS_BEFORE_CAPTURE, TrainingStep
+from bench.engine.step import TrainingStep
 from bench.experiment import Model, Precision, Recipe, Run
 from models.depthwise import use_methods
 
@@ -34,7 +35,7 @@ class Estimator:
     def __init__(self, device: torch.device, choices: Choices) -> None:
         self._device = device
         self._choices = choices
-        self._per_image: dict[tuple[Model, int, Precision, bool], tuple[float, float]] = {}
+        self._per_image: dict[tuple[str, str | None, int, Precision, bool], tuple[float, float]] = {}
 
     def seconds(self, run: Run, *, images: dict[str, int], classes: int) -> float:
         """Estimate one run.
@@ -52,7 +53,8 @@ class Estimator:
         return total
 
     def _seconds_per_image(self, model: Model, recipe: Recipe, frozen: bool, classes: int) -> tuple[float, float]:
-        key = (model, recipe.batch_size, recipe.precision, frozen)
+        # attention inserted into a network costs a few percent of it: not worth timing each kind of it
+        key = (model.family, model.stem, recipe.batch_size, recipe.precision, frozen)
         if key not in self._per_image:
             self._per_image[key] = self._measure(model, recipe, frozen, classes)
         return self._per_image[key]
@@ -64,7 +66,7 @@ class Estimator:
         use_methods(network, execution.depthwise)
         part_of = networks.FAMILIES[model.family].part_of
         release(networks.by_part(network, part_of), ADDED if frozen else EVERYTHING)
-        images = max(recipe.batch_size, BATCH)
+        images = max(recipe.batch_size, BATCH[self._device.type])
         split = DeviceSplit(
             np.zeros((images, 32, 32, 3), np.uint8),
             np.zeros(images, np.uint8),
@@ -73,9 +75,11 @@ class Estimator:
             std=(0.5,),
             device=self._device,
         )
-        warm_up = 1 + STEPS_BEFORE_CAPTURE * execution.cuda_graph
+        warm_up = 1 + WARM_UP * execution.cuda_graph
         step = TrainingStep(network, adamw(network, recipe, part_of), split, recipe, execution, steps=warm_up + TIMED_STEPS)
-        draws = draw_epoch(images, seed=0, epoch=1, padding=recipe.crop_padding, flip=recipe.flip, device=self._device)
+        draws = draw_epoch(
+            images, seed=0, epoch=1, padding=recipe.crop_padding, flip=recipe.flip, blocks=step.blocks, device=self._device
+        )
 
         def from_the_start() -> None:
             step.begin_epoch(draws, [0.0] * (warm_up + TIMED_STEPS))  # the same images again and again

@@ -18,14 +18,17 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from bench.engine import network as networks
+from bench.engine.compiling import compile_blocks
 from bench.engine.device_data import DeviceSplit, draw_epoch
 from bench.engine.execution import Execution
+from bench.engine.graphs import captured
 from bench.engine.optimizer import adamw
 from bench.engine.regime import EVERYTHING, release
 from bench.engine.step import TrainingStep
 from bench.environment import seed_for
 from bench.experiment import Experiment
 from models.depthwise import use_methods
+from models.stochastic_depth import give_factors, rates
 
 Steps = Callable[[int], None]
 
@@ -152,7 +155,7 @@ def eager_on_device(
     layout = torch.channels_last if flags.channels_last else torch.contiguous_format
     network = network.to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=flags.fused or None)
-    draws = draw_epoch(len(split), seed=seed, epoch=1, padding=4, flip=True, device=device)
+    draws = draw_epoch(len(split), seed=seed, epoch=1, padding=4, flip=True, blocks=0, device=device)
     places = torch.arange(batch_size, device=device)
 
     def do(steps: int) -> None:
@@ -189,7 +192,8 @@ def ours(
         for _ in range(steps):
             epoch, place = divmod(done, steps_per_epoch)
             if place == 0:
-                draws = draw_epoch(len(split), seed=0, epoch=epoch, padding=recipe.crop_padding, flip=recipe.flip, device=device)
+                crop, flip, blocks = recipe.crop_padding, recipe.flip, step.blocks
+                draws = draw_epoch(len(split), seed=0, epoch=epoch, padding=crop, flip=flip, blocks=blocks, device=device)
                 step.begin_epoch(draws, [1.0] * steps_per_epoch)
             step()
             done += 1
@@ -204,27 +208,20 @@ def bare_step(experiment: Experiment, execution: Execution, *, batch_size: int, 
     optimizer = adamw(network, experiment.recipe, part_of)
     images = torch.randn(batch_size, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     labels = torch.arange(batch_size, device=device) % classes
-    forward = torch.compile(network) if execution.compiled else network
+    give_factors(network, torch.ones(len(rates(network)), batch_size, device=device))
+    if execution.compiled:
+        compile_blocks(network)
 
     def compute() -> None:
         with execution.precision(device, experiment.recipe.precision):
-            logits = forward(images)
+            logits = network(images)
         optimizer.zero_grad(set_to_none=True)
         functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     if not execution.cuda_graph:
         return _repeated(compute)
-    aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(aside):
-        for _ in range(3):
-            compute()
-    torch.cuda.current_stream(device).wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        compute()
-    return _repeated(graph.replay)
+    return _repeated(captured(compute, device))
 
 
 def _repeated(once: Callable[[], None]) -> Steps:

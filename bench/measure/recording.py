@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, record_function
 
+from bench.engine import graphs
 from bench.engine import network as networks
 from bench.engine.device_data import DeviceSplit, draw_epoch
 from bench.engine.execution import Execution
 from bench.engine.optimizer import adamw
 from bench.engine.regime import EVERYTHING, release
-from bench.engine.step import STEPS_BEFORE_CAPTURE, TrainingStep
+from bench.engine.step import TrainingStep
 from bench.experiment import Experiment
 from bench.measure.loops import MEAN, STD, build, random_images
 from bench.measure.operators import DEPTHWISE
@@ -57,7 +58,7 @@ def record(experiment: Experiment, classes: int, execution: Execution, device: t
         classes: the number of logits.
         execution: the mode.
     """
-    cold = 1 + (STEPS_BEFORE_CAPTURE + 1) * execution.cuda_graph
+    cold = 1 + (graphs.WARM_UP + 1) * execution.cuda_graph
     recorded = RECORDED[device.type]
     prepared = _prepare(experiment, classes, execution, device, steps=cold + MOST_TIMED + WARM_UP + recorded)
     if device.type == "cuda":
@@ -90,7 +91,9 @@ def _prepare(experiment: Experiment, classes: int, execution: Execution, device:
     images, labels = random_images(recipe.batch_size * steps, classes)
     split = DeviceSplit(images, labels, padding=recipe.crop_padding, mean=MEAN, std=STD, device=device)
     step = TrainingStep(network, optimizer, split, recipe, execution, steps=steps)
-    draws = draw_epoch(len(split), seed=0, epoch=1, padding=recipe.crop_padding, flip=recipe.flip, device=device)
+    draws = draw_epoch(
+        len(split), seed=0, epoch=1, padding=recipe.crop_padding, flip=recipe.flip, blocks=step.blocks, device=device
+    )
     step.begin_epoch(draws, [0.0] * steps)
 
     def held_bytes() -> int:

@@ -17,7 +17,7 @@ from bench.engine import network as networks
 from bench.engine.device_data import DeviceSplit
 from bench.engine.evaluate import BATCH as EVALUATION_BATCH
 from bench.engine.execution import Choices, Execution, choose
-from bench.engine.step import STEPS_BEFORE_CAPTURE
+from bench.engine.graphs import WARM_UP
 from bench.experiment import Experiment
 from bench.measure import loops, roofline
 from bench.measure.cost import multiply_adds, training_flops
@@ -28,12 +28,14 @@ SCHEMA = 1
 CLASSES = 100
 EPOCH = 50_000  # images of a CIFAR-100 epoch
 IMAGES = 6_400  # of noise, on the device
-BATCH_SIZES = {"cpu": (64, 128, 256), "cuda": (128, 256, 512, 1024, 2048)}
+BATCH_SIZES = {"cpu": (64, 128, 256), "cuda": (128, 512, 2048)}
 
 # The loops of the comparison; ratios name them.
 OURS, BARE = "ours", "bare step"
 CONVENTIONAL, CONVENTIONAL_BEST = "conventional, fp32", "conventional, best flags"
 EAGER = "eager on device-resident tensors, best flags"
+NOT_COMPILED = "ours, not compiled"
+# The next four are not compiled, and stand beside "ours, not compiled" where "ours" is: compiling takes half a minute each time.
 NOT_DETERMINISTIC, REFERENCE_DEPTHWISE = "ours, not deterministic", "ours, reference depthwise"
 LIBRARY_BF16 = "ours, bf16 as the library computes it"
 IN_FP32 = "ours, in fp32"
@@ -46,23 +48,24 @@ LOOPS = (
     CONVENTIONAL_BEST,
     CONVENTIONAL,
     IN_FP32,
+    NOT_COMPILED,
     NOT_DETERMINISTIC,
     REFERENCE_DEPTHWISE,
     LIBRARY_BF16,
     NO_GRAPH,
     COMPILED,
 )
+PLAIN = (REFERENCE_DEPTHWISE, LIBRARY_BF16, NOT_DETERMINISTIC)
 RATIOS = (
     (OURS, BARE),
     (OURS, CONVENTIONAL),
     (OURS, CONVENTIONAL_BEST),
     (IN_FP32, CONVENTIONAL),
     (OURS, EAGER),
-    (OURS, REFERENCE_DEPTHWISE),
-    (OURS, LIBRARY_BF16),
     (OURS, NO_GRAPH),
+    (OURS, NOT_COMPILED),
     (COMPILED, OURS),
-    (NOT_DETERMINISTIC, OURS),
+    *((ours, other) for ours in (OURS, NOT_COMPILED) for other in PLAIN),
 )
 
 Report = dict[str, Any]
@@ -135,7 +138,7 @@ class Bench:
         for name, make in self._contenders(experiment, execution, flags).items():
             self._say(name)
             contenders[name] = make()
-            contenders[name](2)  # plans, allocations, workers
+            contenders[name](WARM_UP + 2)  # plans, allocations, workers, a graph
         speeds = interleaved(
             contenders, images=batch_size, device=self._device, window_seconds=self._window_seconds, windows=self._windows
         )
@@ -150,6 +153,7 @@ class Bench:
                 f"{one} / {other}": ratio(speeds, one, other).as_json()
                 for one, other in RATIOS
                 if one in speeds and other in speeds
+                if not (execution.compiled and one == OURS and other in PLAIN)
             },
         }
 
@@ -175,21 +179,24 @@ class Bench:
             steps = loops.bare_step(experiment, execution, batch_size=batch_size, classes=CLASSES, device=device)
             return _in_mode(steps, on=True)
 
+        plain = replace(execution, compiled=False)
         variants = {
             OURS: lambda: mine(execution),
             BARE: bare,
             CONVENTIONAL: lambda: conventional(loops.Flags(workers=flags.workers)),
             CONVENTIONAL_BEST: lambda: conventional(flags),
             EAGER: eager,
-            NOT_DETERMINISTIC: lambda: mine(execution, on=False),
+            NOT_DETERMINISTIC: lambda: mine(plain, on=False),
         }
+        if execution.compiled:
+            variants[NOT_COMPILED] = lambda: mine(plain)
         if experiment.recipe.precision == "bf16":
             in_fp32 = replace(experiment, recipe=replace(experiment.recipe, precision="fp32"))
-            variants[IN_FP32] = lambda: mine(self._choose(in_fp32), experiment=in_fp32)
+            variants[IN_FP32] = lambda: mine(replace(self._choose(in_fp32), compiled=False), experiment=in_fp32)
         if execution.depthwise:
-            variants[REFERENCE_DEPTHWISE] = lambda: mine(replace(execution, depthwise={}))
+            variants[REFERENCE_DEPTHWISE] = lambda: mine(replace(plain, depthwise={}))
         if execution.bf16 != "units" and self._search:  # many seconds a step
-            variants[LIBRARY_BF16] = lambda: mine(replace(execution, bf16="units"))
+            variants[LIBRARY_BF16] = lambda: mine(replace(plain, bf16="units"))
         if execution.cuda_graph:
             variants[NO_GRAPH] = lambda: mine(replace(execution, cuda_graph=False))
         if device.type == "cuda" and not execution.compiled and self._choices.compile != "off":
@@ -239,7 +246,7 @@ class Bench:
             "training_flops_per_image": flops,
             "flops_per_second": flops * training.median,
             "inference_images_per_second": self._inference(experiment, execution).as_json(),
-            "inference_batch_size": EVALUATION_BATCH,
+            "inference_batch_size": EVALUATION_BATCH[self._device.type],
             "inference_flops_per_image": 2 * multiply_adds(network),
             "best_batch": self._best_batch(experiment, execution, batch_size, training)
             if self._search and batch_size / training.median < SLOW
@@ -270,15 +277,17 @@ class Bench:
         return speed, {"warm_up_seconds": warm_up, "peak_memory_bytes": memory, "joules_per_1000_images": joules}
 
     def _inference(self, experiment: Experiment, execution: Execution) -> Spread:
-        steps = loops.inference(experiment, execution, batch_size=EVALUATION_BATCH, classes=CLASSES, device=self._device)
+        batch_size = EVALUATION_BATCH[self._device.type]
+        steps = loops.inference(experiment, execution, batch_size=batch_size, classes=CLASSES, device=self._device)
         steps(1)
-        return self._speed(steps, EVALUATION_BATCH)
+        return self._speed(steps, batch_size)
 
     def _best_batch(self, experiment: Experiment, execution: Execution, own: int, training: Spread) -> Report:
-        """The batch size with the most images per second, of a few; one too large for the memory ends the search."""
-        speeds = {own: training.median}
+        """The batch size with the most images per second, of a few, not compiled; one too large for the memory ends the search."""
+        speeds = {} if execution.compiled else {own: training.median}
+        execution = replace(execution, compiled=False)
         for batch_size in BATCH_SIZES[self._device.type]:
-            if batch_size != own:
+            if batch_size not in speeds:
                 try:
                     speeds[batch_size] = self._once(experiment, execution, batch_size, training.median)
                 except torch.OutOfMemoryError:
@@ -301,12 +310,14 @@ class Bench:
 
     def _choose(self, experiment: Experiment) -> Execution:
         network = networks.build(experiment.model, classes=CLASSES, seed=0)
-        return choose(network, experiment.recipe.precision, self._device, self._choices, steps=1)
+        recipe = experiment.recipe
+        steps = recipe.epochs * (EPOCH // recipe.batch_size)
+        return choose(network, recipe.precision, self._device, self._choices, steps=steps)
 
 
 def _cold(execution: Execution) -> int:
     """Steps that are not yet as fast as all others: the first, or those up to the capture of the graph."""
-    return STEPS_BEFORE_CAPTURE + 1 if execution.cuda_graph else 1
+    return WARM_UP + 1 if execution.cuda_graph else 1
 
 
 def _in_mode(steps: loops.Steps, *, on: bool) -> loops.Steps:

@@ -1,7 +1,7 @@
 """The text of RESULTS.md, section by section. Every number in it comes from a record, the catalog or a recipe."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.catalog import EXPERIMENTS
@@ -13,6 +13,7 @@ from bench.report.reproduce import commands
 from bench.report.rows import Found, Row, rows_of, weights_name
 from bench.report.tables import (
     SELECTIONS,
+    Line,
     accuracy_lines,
     commit,
     device,
@@ -46,6 +47,7 @@ RECIPE_NOTE = (
     "AdamW; a linear warm-up over the first steps, then a cosine to zero. Frozen: leading epochs in which only the head and the "
     "attention train. The reasons for the figures stand in `bench/catalog.py`."
 )
+RECORDS_NOTE = "Commits, and the first 12 digits of SHA-256 hashes."
 
 # Pretrained backbones that a reader should know more of than a file name, by the SHA-256 of the file.
 BACKBONES = {
@@ -87,13 +89,14 @@ def results_page(found: Sequence[Found], folder: Path, results: Path | None = No
     """
     sections = [
         opening(found),
-        _how_to_read(),
+        _elsewhere(results or folder, folder),
+        how_to_read(),
         *(_profile(profile, found, folder) for profile in PROFILES),
         _figures(results or folder, folder),
         throughput_section((results or folder) / "throughput"),
         where_time_goes((results or folder) / "profile", folder),
-        _decisions(),
-        _machines(found),
+        decisions(),
+        machines(found),
         _records(found, folder),
     ]
     return "\n".join(section for section in sections if section)
@@ -123,7 +126,13 @@ def headline_table(found: Sequence[Found]) -> str:
     return table(lines) if lines else "Nothing was run yet."
 
 
-def _how_to_read() -> str:
+def _elsewhere(results: Path, folder: Path) -> str:
+    page, csv, json = (_relative(results / name, folder) for name in ("report.html", "results.csv", "results.json"))
+    return f"The same with tables to sort and curves to read: [report.html]({page}); for programs: [CSV]({csv}), [JSON]({json}).\n"
+
+
+def how_to_read() -> str:
+    """The section that explains the tables, the commands and the claims."""
     return f"## How to read this page\n\n**Tables.** {READING}\n**Commands.** {REPRODUCE}\n**Claims.** {METHOD}"
 
 
@@ -132,11 +141,9 @@ def _profile(profile: str, found: Sequence[Found], folder: Path) -> str:
     if not any(record["run"]["profile"] == profile for _, record in found):
         return "" if profile == "smoke" else f"## Profile `{profile}`\n\nNot run: the ledger has no record of this profile.\n"
     rows, unfitting = rows_of(profile, found)
-    doc = (PROFILES[profile].__doc__ or "").split("\n\n")[0].strip()
     return "\n".join(
         [
-            f"## Profile `{profile}`\n\n{doc}\n",
-            *_weights_note(profile, found),
+            *profile_note(profile, found),
             *_tables(profile, rows),
             claims_section(profile, rows),
             _time(rows),
@@ -170,8 +177,13 @@ def _unfitting(records: Sequence[Found], folder: Path) -> list[str]:
     return [f"Not shown, because the catalog's configuration has changed since they were made: {names}\n"] if names else []
 
 
-def _weights_note(profile: str, found: Sequence[Found]) -> list[str]:
-    """What the fine-tuning rows started from, above the tables."""
+def profile_note(profile: str, found: Sequence[Found]) -> list[str]:
+    """The heading of a profile, what it is, and what its fine-tuning rows started from."""
+    doc = (PROFILES[profile].__doc__ or "").split("\n\n")[0].strip()
+    return [f"## Profile `{profile}`\n\n{doc}\n", *_backbones(profile, found)]
+
+
+def _backbones(profile: str, found: Sequence[Found]) -> list[str]:
     used = {
         (weights["name"], weights["sha256"])
         for _, record in found
@@ -193,7 +205,8 @@ def _figures(results: Path, folder: Path) -> str:
     return "\n".join(["## Figures\n\nDrawn by `make figures` from the records.\n", *shown]) if shown else ""
 
 
-def _decisions() -> str:
+def decisions() -> str:
+    """The section on what the study leaves open."""
     lines = [
         {"": decision.key, "open in the study": decision.question, "here": decision.decision, "because": decision.reason}
         for decision in DECISIONS
@@ -201,7 +214,8 @@ def _decisions() -> str:
     return f"## Decisions\n\n{table(lines)}\n"
 
 
-def _machines(found: Sequence[Found]) -> str:
+def machines(found: Sequence[Found]) -> str:
+    """The section with every environment of the ledger."""
     environments = {repr(sorted(record["environment"].items())): record["environment"] for _, record in found}
     columns = sorted({key for environment in environments.values() for key in environment})
     lines = [
@@ -212,12 +226,18 @@ def _machines(found: Sequence[Found]) -> str:
 
 
 def _records(found: Sequence[Found], folder: Path) -> str:
+    lines = record_lines(found, lambda path: _relative(path, folder))
+    return f"## Records\n\n{RECORDS_NOTE}\n\n{table(lines)}\n" if lines else "## Records\n\nNone.\n"
+
+
+def record_lines(found: Sequence[Found], address: Callable[[Path], str]) -> list[Line]:
+    """One line for each record, with a link to its address."""
     lines = []
     for path, record in found:
         run, results = record["run"], record["results"]
         lines.append(
             {
-                "record": f"[{run['profile']}/{run['experiment']}, seed {run['seed']}]({_relative(path, folder)})",
+                "record": f"[{run['profile']}/{run['experiment']}, seed {run['seed']}]({address(path)})",
                 "status": results["status"] + (f": {results['error']}" if results["error"] else ""),
                 "best test": percent(results["final"]["best_test"]["accuracy"]) if results["final"] else "",
                 "initial weights": weights_name(record) or "random",
@@ -228,8 +248,7 @@ def _records(found: Sequence[Found], folder: Path) -> str:
                 "restarts": record["timings"]["restarts"],
             }
         )
-    note = "Commits, and the first 12 digits of SHA-256 hashes."
-    return f"## Records\n\n{note}\n\n{table(lines)}\n" if lines else "## Records\n\nNone.\n"
+    return lines
 
 
 def _shown(value: object) -> str:

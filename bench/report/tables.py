@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from bench.experiment import Experiment
 from bench.ledger import Record
+from bench.provenance import shown
 from bench.report.paired import compare
 from bench.report.rows import Row, accuracy_differences, mean_and_deviation
 
@@ -22,10 +23,15 @@ SELECTIONS = {
 
 def table(lines: Sequence[Line]) -> str:
     """Markdown; columns without any content are left out."""
-    used = [column for column in (lines[0] if lines else {}) if any(line[column] != "" for line in lines)]
+    used = used_columns(lines)
     return tabulate(
         [{column: line[column] for column in used} for line in lines], headers="keys", tablefmt="github", disable_numparse=True
     )
+
+
+def used_columns(lines: Sequence[Line]) -> list[str]:
+    """The columns in which any line has content."""
+    return [column for column in (lines[0] if lines else {}) if any(line[column] != "" for line in lines)]
 
 
 # ---- accuracy ----------------------------------------------------------------------------------------------------------
@@ -165,8 +171,7 @@ def percent(value: float | None) -> str:
 
 def commit(record: Record) -> str:
     """The first digits of the commit, marked where the tree differed from it."""
-    code = record["code"]
-    return (code["commit"] or "unknown")[:12] + ("-dirty" if code["dirty"] else "")
+    return shown(record["code"])
 
 
 def device(environment: Mapping[str, Any]) -> str:

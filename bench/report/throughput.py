@@ -8,6 +8,7 @@ from typing import Any
 from bench.catalog import EXPERIMENTS, find
 from bench.errors import UserError
 from bench.measure.throughput import LOOPS, RATIOS, SCHEMA
+from bench.provenance import shown
 from bench.report.tables import attention_name, device, model_name, table
 
 Report = dict[str, Any]
@@ -84,8 +85,7 @@ def _peaks(report: Report) -> str:
 
 def _origin(report: Report) -> str:
     """Version, commit and how long it took."""
-    code = report["code"]
-    commit = (code["commit"] or "unknown")[:12] + ("-dirty" if code["dirty"] else "")
+    commit = shown(report["code"])
     return f"Torch {report['environment']['torch']}, commit `{commit}`, {report['seconds'] / 60:.1f} minutes."
 
 

@@ -43,13 +43,13 @@ def claims_section(profile: str, rows: Sequence[Row]) -> str:
     if profile == "smoke":
         return f"{title}\nNot judged: this profile shows that everything works, and nothing about the models.\n"
     judgements = judge_all(rows)
-    verdicts = "\n".join(_verdicts(profile, weights, group) for weights, group in _grouped(judgements))
+    verdicts = "\n".join(_verdicts(profile, weights, group) for weights, group in grouped(judgements))
     lines = [line for judgement in judgements if judgement.ran for line in comparison_lines(judgement)]
     details = f"<details><summary>Every comparison</summary>\n\n{COMPARISON_NOTE}\n\n{table(lines)}\n\n</details>\n"
     return f"{title}\n{verdicts}\n{details if lines else ''}"
 
 
-def _grouped(judgements: Iterable[Judgement]) -> list[tuple[str, list[Judgement]]]:
+def grouped(judgements: Iterable[Judgement]) -> list[tuple[str, list[Judgement]]]:
     """By what the rows started from, in words."""
     groups: dict[str, list[Judgement]] = {}
     for judgement in sorted(judgements, key=lambda judgement: not judgement.ran):
@@ -66,7 +66,12 @@ def basis(judgement: Judgement) -> str:
 
 
 def _verdicts(profile: str, basis_of_all: str, judgements: Sequence[Judgement]) -> str:
-    lines = [
+    return f"{basis_of_all} (profile `{profile}`):\n\n{table(verdict_lines(judgements))}\n"
+
+
+def verdict_lines(judgements: Sequence[Judgement]) -> list[Line]:
+    """One line for each claim."""
+    return [
         {
             "": judgement.claim.number,
             "claim": judgement.claim.sentence,
@@ -77,7 +82,6 @@ def _verdicts(profile: str, basis_of_all: str, judgements: Sequence[Judgement]) 
         }
         for judgement in judgements
     ]
-    return f"{basis_of_all} (profile `{profile}`):\n\n{table(lines)}\n"
 
 
 # ---- one claim ------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from bench.catalog import EXPERIMENTS
 from bench.errors import UserError
 from bench.measure.operators import ATTENTION, BOOKKEEPING, COMPILED, COPY, DEPTHWISE, ELEMENTWISE, IDLE, KINDS, OPTIMIZER, OTHER
 from bench.measure.profiling import SCHEMA
+from bench.provenance import shown
 from bench.report.tables import Line, device, table
 
 Entry = dict[str, Any]
@@ -75,13 +76,8 @@ def _place(entry: Entry) -> tuple[int, str]:
 
 def _heading(entries: Sequence[Entry], link: str) -> str:
     torches = ", ".join(sorted({entry["environment"]["torch"] for entry in entries}))
-    commits = ", ".join(sorted({f"`{_commit(entry)}`" for entry in entries}))
+    commits = ", ".join(sorted({f"`{shown(entry['code'])}`" for entry in entries}))
     return f"### {device(entries[0]['environment'])}\n\nTorch {torches}, commit {commits}; [all figures]({link}).\n"
-
-
-def _commit(entry: Entry) -> str:
-    code = entry["code"]
-    return (code["commit"] or "unknown")[:12] + ("-dirty" if code["dirty"] else "")
 
 
 def _line(entry: Entry) -> Line:

@@ -1,15 +1,19 @@
-"""RESULTS.md, and the headline table of the README.
+"""RESULTS.md, the headline table of the README, and the same results as tables for other programs.
 
 The default ledger ``results`` belongs to the repository: its report is ``RESULTS.md`` at the top level, and its table stands in the
-README too. Any other ledger gets ``RESULTS.md`` in its own folder and touches nothing else.
+README too. Any other ledger gets ``RESULTS.md`` in its own folder and touches nothing outside it.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.environment import ROOT
 from bench.errors import UserError
 from bench.ledger import Ledger, write_atomically
+from bench.report.export import as_csv, as_json, export_lines
+from bench.report.html import html_page
 from bench.report.results import headline_table, results_page
+from bench.report.rows import Found
 
 BEGIN, END = "<!-- results: written by `make report` -->", "<!-- end of results -->"
 
@@ -20,19 +24,40 @@ def write_report(results: Path) -> list[Path]:
     Raises:
         UserError: a record is unreadable, a file cannot be written, or the README has lost the marks around its table.
     """
-    found = list(Ledger(results).records())
-    if results.resolve() != ROOT / "results":
-        page = results / "RESULTS.md"
-        _write(page, results_page(found, page.parent, results))
-        return [page]
-    page, readme = ROOT / "RESULTS.md", ROOT / "README.md"
-    _write(page, results_page(found, ROOT, results))
-    before, begin, rest = readme.read_text().partition(BEGIN)
+    pages = dict(report_pages(results, list(Ledger(results).records())))
+    for path, text in pages.items():
+        _write(path, text)
+    return list(pages)
+
+
+def report_pages(results: Path, found: Sequence[Found]) -> Iterator[tuple[Path, str]]:
+    """Every file of the report with its text.
+
+    Raises:
+        UserError: a measurement is unreadable, or the README has lost the marks around its table.
+    """
+    folder = ROOT if is_committed(results) else results
+    yield folder / "RESULTS.md", results_page(found, folder, results)
+    if folder == ROOT:
+        yield ROOT / "README.md", _with_table(ROOT / "README.md", headline_table(found))
+    lines = export_lines(found, results)
+    yield results / "results.csv", as_csv(lines)
+    yield results / "results.json", as_json(lines)
+    yield results / "report.html", html_page(found, results)
+
+
+def is_committed(results: Path) -> bool:
+    """Whether a results folder is the repository's own, whose report is committed with it."""
+    return results.resolve() == ROOT / "results"
+
+
+def _with_table(readme: Path, table: str) -> str:
+    """The README with this table between its marks."""
+    before, begin, rest = (readme.read_text() if readme.is_file() else "").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise UserError(f"{readme.name}: expected the marks {BEGIN} and {END} around the table; put them back")
-    _write(readme, f"{before}{BEGIN}\n\n{headline_table(found)}\n\n{END}{after}")
-    return [page, readme]
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 
 
 def _write(path: Path, text: str) -> None:

@@ -17,6 +17,7 @@ from bench.experiment import Recipe, canonical_json, sha256_of
 from bench.ledger import FINISHED, SECTIONS, Ledger, Record, departures, parse
 from bench.locks import LOCKS
 from bench.profiles import at_profile
+from bench.provenance import commit_of
 from bench.schema import shown
 from bench.verify.findings import Finding, Section, compare, compare_text, counted
 from data import synthetic, tiny
@@ -203,7 +204,7 @@ def made_by_committed_code(case: Case) -> Iterator[Finding]:
     code = case.record["code"]
     if code["commit"] is None:
         yield Finding(case.place, "code.commit", "a commit", "null", note=True)
-    if code["dirty"]:
+    if code["dirty"] and commit_of(code) is None:
         yield Finding(case.place, "code.dirty", "false", "true", note=True)
     if not case.record["environment"]["deterministic"]:
         yield Finding(case.place, "environment.deterministic", "true", "false", note=True)

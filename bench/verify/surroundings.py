@@ -5,13 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import data
-from bench.environment import ROOT
 from bench.errors import UserError
 from bench.ledger import Ledger
 from bench.locks import LOCKS, PYTHONS, LockError, disagreements, pins
-from bench.report.results import headline_table, results_page
-from bench.report.rows import Found
-from bench.report.write import BEGIN, END
+from bench.report.write import is_committed, report_pages
 from bench.verify.findings import Finding, Section, compare_text, counted
 
 
@@ -33,24 +30,19 @@ def check_report(ledger: Ledger) -> Section:
     except UserError:
         damaged = Finding("RESULTS.md", "all", "records to compare it with", "a damaged one", note=True)
         return Section("report", "nothing", [damaged])
-    pages = dict(_pages(ledger.results, found))
     findings: list[Finding] = []
+    pages: dict[Path, str] = {}
+    try:
+        pages.update(report_pages(ledger.results, found))
+    except UserError as error:
+        findings.append(Finding("report", "all", "what it is made of", str(error)))
     for path, expected in pages.items():
         if path.is_file():
             findings += compare_text(path.name, expected, _text(path), "run `make report`")
         else:  # the repository's own is committed; a user's ledger may not have been reported yet
-            findings.append(Finding(path.name, "all", "a report", "none; run `make report`", note=path.parent != ROOT))
-    return Section("report", counted(len(pages), "page"), findings)
-
-
-def _pages(results: Path, found: list[Found]) -> Iterator[tuple[Path, str]]:
-    """What :func:`bench.report.write_report` would write."""
-    if results.resolve() != ROOT / "results":
-        yield results / "RESULTS.md", results_page(found, results, results)
-        return
-    yield ROOT / "RESULTS.md", results_page(found, ROOT, results)
-    before, _, rest = _text(ROOT / "README.md").partition(BEGIN)
-    yield ROOT / "README.md", f"{before}{BEGIN}\n\n{headline_table(found)}\n\n{END}{rest.partition(END)[2]}"
+            note = not is_committed(ledger.results)
+            findings.append(Finding(path.name, "all", "a report", "none; run `make report`", note=note))
+    return Section("report", counted(len(pages), "file"), findings)
 
 
 def check_locks(root: Path) -> Section:

@@ -18,8 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench import cli, grid, ledger, stopping
 from bench.engine import checkpoint
@@ -81,21 +80,19 @@ def wait_for(results: Path, text: str) -> None:
 # ---- in the process ----------------------------------------------------------------------------------------------------------
 
 
-class Stuck(nn.Module):
-    """A network whose first training step does not end."""
+def stuck_network(classes: int, seed: int) -> nn.Module:
+    """The small network, whose first step does not end."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Say so, and sleep."""
+    def sleep(module: nn.Module, inputs: Any) -> None:
         print("stuck", flush=True)
         time.sleep(3600)
-        return images
+
+    network = small_network(classes, seed)
+    network.register_forward_pre_hook(sleep)
+    return network
 
 
-NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"small": small_network, "stuck": lambda classes, seed: Stuck()}
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"small": small_network, "stuck": stuck_network}
 
 
 def _output(results: Path) -> Path:

@@ -2,21 +2,27 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.catalog import find
+from bench.experiment import Experiment
 from bench.ledger import Record
 from bench.report.figures.scope import NothingToDraw, Scope, network_name, note_of, timed, usual_device
 from bench.report.figures.style import BLUE, FAINT, INK, SMALL, head, log_axis, new_figure
 from bench.report.rows import Row
+from bench.report.tables import device
+from bench.report.throughput import read_reports
 from data.sources import SOURCES
 
 TITLE = "CIFAR-100: time of an epoch"
 CAPTION = (
     "Seconds to train once on 50,000 images, evaluation apart: the median over the epochs in which the whole network "
     "trains, of all runs of a network on one device, and a line from the fastest epoch to the slowest. Taken from the runs "
-    "themselves: epochs on fewer images are scaled up, and other work may have shared the machine."
+    "themselves: epochs on fewer images are scaled up, and other work may have shared the machine. A tick is the roofline, "
+    "where `make bench-throughput` was run on the same device."
 )
 
 IMAGES = SOURCES["cifar100"].spec.train.count
@@ -32,8 +38,7 @@ def draw(scope: Scope, roofline: Mapping[str, float] | None = None) -> Figure:
     Raises:
         NothingToDraw: no run on CIFAR-100 has an epoch in which the whole network trains.
     """
-    rows = [row for row in scope.rows if row.experiment.dataset == "cifar100"]
-    machine = usual_device(rows) if rows else ""
+    rows, machine = _timed_rows(scope)
     seconds_of = _by_family(rows, machine)
     if not seconds_of:
         raise NothingToDraw("no run on CIFAR-100 has an epoch in which the whole network trains")
@@ -55,6 +60,30 @@ def draw(scope: Scope, roofline: Mapping[str, float] | None = None) -> Figure:
     return figure
 
 
+def roofline(scope: Scope, throughput: Path) -> dict[str, float]:
+    """The least seconds of an epoch by network, from a measurement of the device that the figure is about; empty without one.
+
+    Args:
+        throughput: the folder of the measurements of speed.
+
+    Raises:
+        UserError: a file in the folder is no measurement.
+    """
+    _, machine = _timed_rows(scope)
+    return {
+        family(find(row["experiment"])): row["roofline_seconds_per_epoch"]
+        for _, report in read_reports(throughput)
+        if device(report["environment"]) == machine
+        for row in report["families"].values()
+    }
+
+
+def _timed_rows(scope: Scope) -> tuple[list[Row], str]:
+    """The rows that the figure may show, and the device that most of them were run on."""
+    rows = [row for row in scope.rows if row.experiment.dataset == "cifar100"]
+    return rows, usual_device(rows) if rows else ""
+
+
 def _measured(axes: Axes, height: int, seconds: Sequence[float]) -> None:
     """The median as a dot with its digits, on a line from the fastest to the slowest."""
     median, slowest = statistics.median(seconds), max(seconds)
@@ -74,14 +103,14 @@ def _rooflines(axes: Axes, seconds: Mapping[int, float]) -> None:
         axes.annotate("roofline", (seconds[top], top), (0, 8), textcoords="offset points", ha="center", fontsize=SMALL)
 
 
-def family(row: Row) -> str:
+def family(experiment: Experiment) -> str:
     """The network of a row, with its attention; rows of one family differ in weights, regime and recipe alone."""
-    name, attention = network_name(row.experiment), row.experiment.model.attention
+    name, attention = network_name(experiment), experiment.model.attention
     if attention is None:
         return name
     heads = f", {attention.heads} head{'s' if attention.heads > 1 else ''}" if attention.kind == "mhsa" else ""
     kind = attention.kind if attention.kind == "spatial" else attention.kind.upper()
-    return f"{name} + {kind} at {' and '.join(row.experiment.model.sites or ())}{heads}"
+    return f"{name} + {kind} at {' and '.join(experiment.model.sites or ())}{heads}"
 
 
 def _by_family(rows: Sequence[Row], machine: str) -> dict[str, list[float]]:
@@ -89,7 +118,7 @@ def _by_family(rows: Sequence[Row], machine: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for row in rows:
         if seconds := [value for record in timed(row, machine) for value in epoch_seconds(record)]:
-            found.setdefault(family(row), []).extend(seconds)
+            found.setdefault(family(row.experiment), []).extend(seconds)
     return found
 
 

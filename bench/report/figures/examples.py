@@ -78,7 +78,7 @@ def examine(
     """
     network.eval()
     probabilities = []
-    for images, _ in split.batches(BATCH):
+    for images, _ in split.batches(BATCH[split.labels.device.type]):
         with execution.precision(images.device, precision):
             logits = network(images)
         probabilities.append(logits.float().softmax(1))
@@ -103,7 +103,7 @@ def examine(
 
 def _images(split: DeviceSplit, indices: Sequence[int]) -> Tensor:
     """Some images of a split as the network sees them, ``[N, 3, 32, 32]``."""
-    return torch.cat([images for images, _ in split.batches(BATCH)])[list(indices)]
+    return torch.cat([images for images, _ in split.batches(BATCH[split.labels.device.type])])[list(indices)]
 
 
 def _as_maps(tokens: Tensor) -> NDArray[np.float64]:

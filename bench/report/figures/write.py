@@ -54,7 +54,11 @@ KINDS = {
     "attention_maps": Kind(attention_maps.TITLE, attention_maps.CAPTION, _attention_maps),
     "accuracy_cost": Kind(accuracy_cost.TITLE, accuracy_cost.CAPTION, lambda scope, _: accuracy_cost.draw(scope)),
     "gates": Kind(gates.TITLE, gates.CAPTION, lambda scope, _: gates.draw(scope)),
-    "epoch_time": Kind(epoch_time.TITLE, epoch_time.CAPTION, lambda scope, _: epoch_time.draw(scope)),
+    "epoch_time": Kind(
+        epoch_time.TITLE,
+        epoch_time.CAPTION,
+        lambda scope, results: epoch_time.draw(scope, epoch_time.roofline(scope, results / "throughput")),
+    ),
 }
 
 

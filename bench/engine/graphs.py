@@ -1,0 +1,44 @@
+"""Many kernels recorded once, to be launched as one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+WARM_UP = 3  # launched kernel by kernel before a capture: libraries choose algorithms, an optimizer makes its state
+
+
+def captured(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Do the work a few times, record it, and return what repeats it on the same memory."""
+    aside(work, device, times=WARM_UP)
+    return Repeated(work, capture(work))
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Recorded work. It holds what it was recorded from: a graph knows addresses only, and what lies there must live on."""
+
+    work: Callable[[], None]
+    graph: torch.cuda.CUDAGraph
+
+    def __call__(self) -> None:
+        """Queue it once more."""
+        self.graph.replay()
+
+
+def aside(work: Callable[[], None], device: torch.device, *, times: int = 1, stream: torch.cuda.Stream | None = None) -> None:
+    """Do the work on a stream of its own, as capturing requires of all that comes before it."""
+    stream = stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(times):
+            work()
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """Record what the work launches, without doing it."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
