@@ -14,7 +14,7 @@ FLAGS = {
     "PROFILE": "budget: paper (the study's), mini (two CPU cores), smoke (seconds)",
     "SEEDS": "seeds, as in '0 1 2'",
     "DEVICE": "auto, cpu, cuda or cuda:N",
-    "JOBS": "processes that share the work on this machine",
+    "JOBS": "processes that share the work on this machine; auto: one for each GPU, or as many as the CPU has room for",
     "ONLY": "patterns of experiment names, as in 'cifar100/scratch_*'",
     "DATASETS": "folder of the data sets",
     "RESULTS": "folder of records, checkpoints and curves",

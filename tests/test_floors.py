@@ -21,6 +21,7 @@ FLOORS = [
     ["bench.measure"],
     ["bench.report"],
     ["bench.progress", "bench.doctor", "bench.verify"],
+    ["bench.workers"],
     ["bench.grid"],
     ["bench.throughput", "bench.cluster"],
     ["bench.cli"],

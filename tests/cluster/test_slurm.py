@@ -29,7 +29,7 @@ CHOICE = {
     "DEVICE": "cpu",
     "DEPTHWISE": "reference",
     "ONLY": "cifar100/baseline cifar100/stem_baseline",
-    "SEEDS": "0 1 2 3",
+    "SEEDS": "0 1 2",
     "OMP_NUM_THREADS": "1",
     "PYTHONUNBUFFERED": "1",
 }
@@ -83,10 +83,10 @@ def test_a_job_array_survives_a_kill_a_preemption_and_its_front_and_ends_in_the_
     shutil.copy(serial / "measured.json", results)  # the mode of computing is measured once for a ledger
 
     planned = output(grid(results, "--dry-run", **SLURM))
-    assert "8 runs, 8 due: 6 tasks, 2 at a time in partition main, 0 GPUs each" in planned
+    assert "6 runs, 6 due: 5 tasks, 2 at a time in partition main, 0 GPUs each" in planned
     front = grid(results, **slurm, **SLURM)
     array = json.loads(eventually(lambda: read(results / "cluster/1/array.json"), "the array is submitted"))
-    assert len(array["tasks"]) == 6
+    assert len(array["tasks"]) == 5
     job, log = array["job"], results / "cluster/1/log"
 
     eventually(lambda: training(log / f"{job}_0_0_log.out"), "task 0 trains")
@@ -106,7 +106,7 @@ def test_a_job_array_survives_a_kill_a_preemption_and_its_front_and_ends_in_the_
     assert sorted(path.name for path in (results / "cluster").iterdir()) == ["1", "2"], "the killed task's runs, once more"
     preempted = {name: record["timings"]["restarts"] for name, record in records(results).items() if name in array["tasks"][1]}
     assert max(preempted.values()) == 1, preempted
-    assert output(grid(results, "--status", **slurm)) == "8 done\n"
+    assert output(grid(results, "--status", **slurm)) == "6 done\n"
     assert same_records(serial, results)
     assert report_with_timings_of(serial, results) == (serial / "RESULTS.md").read_text()
 
