@@ -7,12 +7,12 @@
 .DELETE_ON_ERROR:
 .PHONY: help venv lock data smoke test check list run cost bench-throughput report figures doctor verify image shell container all clean
 .PHONY: convnext attention-single attention-dual attention-heads attention-kinds cifar-stem scratch vit-tiny mixer-tiny
-.PHONY: matched-vit fashion-mnist profile tensorboard test-reliability test-browser
+.PHONY: matched-vit fashion-mnist profile tensorboard test-reliability test-browser venv-cluster test-cluster
 
 #: PROFILE    budget of every run (paper): paper is the study's own, mini fits two CPU cores, smoke takes seconds
 #: SEEDS      seeds to run (0): SEEDS='0 1 2'
 #: DEVICE     auto, cpu, cuda or cuda:N (auto): auto takes a GPU where there is one; cuda without a GPU is an error
-#: JOBS       processes that share the runs that are due (1)
+#: JOBS       processes that share the runs that are due (1): auto, one for each GPU, or as many as the CPU has room for
 #: ONLY       names or patterns of experiments (*): ONLY=cifar100/baseline, ONLY='fashion_mnist/*'
 #: DATASETS   folder of the data sets (datasets)
 #: RESULTS    folder of records, checkpoints and curves (results)
@@ -21,6 +21,9 @@
 #: COMPILE    torch.compile (auto): auto, where it pays for its warm-up; on, off
 #: CUDA_GRAPH one launch for a whole training step on CUDA (auto): auto, yes; on, off
 #
+#= LAUNCHER   all, run and the families: slurm submits one job array over the runs that are due (local). With it PARTITION,
+#=            GPUS of a task (1), PARALLEL tasks at a time (8), TIME_LIMIT in minutes until a task is requeued (240),
+#=            SBATCH='option=value ...' for sbatch, TASK_PYTHON, as in 'apptainer exec --nv bench.sif python'
 #= FROM       data: folders to take downloaded archives from, without the network: FROM='dir1 dir2'
 #= TESTS      test, test-reliability: the test files or folders (tests; those of reliability)
 #= FUZZ       test-reliability: how many times as many inputs to the readers as in `make test` (4)
@@ -84,9 +87,10 @@ NO_PYTHON = make venv: expected Python 3.11 to 3.13 with its venv module, found 
 # The header names this target rather than uv's own command line, which would carry the flags of one machine.
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
     --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
-lock: $(INSTALLED)  ## Write requirements.lock and requirements-dev.lock from their .in files
+lock: $(INSTALLED)  ## Write the .lock files from their .in files
 	$(UV_COMPILE) requirements.in -o requirements.lock
 	$(UV_COMPILE) requirements-dev.in -o requirements-dev.lock
+	$(UV_COMPILE) requirements-cluster.in -o requirements-cluster.lock
 
 DATA = $(PYTHON) -m data $(addprefix --from ,$(FROM)) $(if $(WEIGHTS),--no-weights)
 data: $(INSTALLED)  ## Download, verify and prepare the data sets (FROM='dir ...' takes archives from there)
@@ -104,6 +108,12 @@ smoke: $(INSTALLED)  ## Every family end to end in minutes, on the tiny data in 
 
 test: $(INSTALLED)  ## Run the tests
 	$(PYTHON) -m pytest $(or $(TESTS),tests)
+
+venv-cluster: $(INSTALLED)  ## Install what LAUNCHER=slurm needs on top, into the same environment
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-cluster.lock
+
+test-cluster: venv-cluster  ## The grid on a real Slurm that this starts on loopback; needs root and Debian's slurm packages
+	TEST_CLUSTER=1 $(PYTHON) -m pytest -rs tests/cluster
 
 RELIABILITY = tests/reliability tests/test_fuzz.py tests/data/test_fuzz.py tests/test_verify.py tests/test_ledger.py \
     tests/test_train.py tests/test_grid.py

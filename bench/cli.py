@@ -1,11 +1,12 @@
 """The command line: sub-commands and their flags; no logic. ``bench/errors.py`` lists the exit statuses."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import stopping
+from bench import cluster, stopping
 from bench.errors import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, UserError
 from bench.settings import DEFAULTS, Settings, settings, variable
 
@@ -13,7 +14,7 @@ FLAGS = {
     "PROFILE": "budget: paper (the study's), mini (two CPU cores), smoke (seconds)",
     "SEEDS": "seeds, as in '0 1 2'",
     "DEVICE": "auto, cpu, cuda or cuda:N",
-    "JOBS": "processes that share the work on this machine",
+    "JOBS": "processes that share the work on this machine; auto: one for each GPU, or as many as the CPU has room for",
     "ONLY": "patterns of experiment names, as in 'cifar100/scratch_*'",
     "DATASETS": "folder of the data sets",
     "RESULTS": "folder of records, checkpoints and curves",
@@ -22,6 +23,10 @@ FLAGS = {
     "COMPILE": "torch.compile: auto (where it pays for its warm-up), on, off",
     "CUDA_GRAPH": "one launch for a whole step on CUDA: auto (yes), on, off",
 }
+
+
+# flags of single commands, which are no settings
+EXTRA = ("quick", "name", "before", "after", "shard", "runs", "dry_run", "status", *map(str.lower, cluster.VARIABLES))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +56,14 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, parents=[shared], help=text, description=text, allow_abbrev=False)
         if name == "throughput":
             command.add_argument("--quick", action="store_true", help="the loops and two networks only")
+        if name == "grid":
+            command.add_argument("--shard", default="", metavar="I/N", help="only the I-th of N shards of the runs, counted from 0")
+            command.add_argument("--runs", default="", metavar="FILE", help="only the runs in a file of lines NAME SEED")
+            command.add_argument("--dry-run", action="store_true", help="with --launcher slurm: show the tasks, submit nothing")
+            command.add_argument("--status", action="store_true", help="show what runs, waits, is done, has failed; start nothing")
+            for variable_name, (default, text) in cluster.VARIABLES.items():
+                flag, given = f"--{variable_name.lower().replace('_', '-')}", os.environ.get(variable_name) or default
+                command.add_argument(flag, default=given, metavar=variable_name, help=f"{text} (${variable_name})")
         if name == "compare":
             command.add_argument("before", metavar="A", help="a run as `show` takes it, or the file of a measurement")
             command.add_argument("after", metavar="B", help="another of the same kind")
@@ -73,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options["only"] = options.pop("experiment")
         if "seed" in options:
             options["seeds"] = options.pop("seed")
-        extra = {name: options.pop(name) for name in ("quick", "name", "before", "after") if name in options}
+        extra = {name: options.pop(name) for name in EXTRA if name in options}
         return _COMMANDS[command](settings(**options), **extra)
     except Exception as error:
         if _is_users(error):
@@ -128,10 +141,23 @@ def _one_seed(chosen: Settings) -> int:
     return chosen.seeds[0]
 
 
-def _grid(chosen: Settings) -> int:
-    from bench.grid import plan, work_through
+def _grid(chosen: Settings, *, shard: str, runs: str, dry_run: bool, status: bool, **launching: str) -> int:
+    from bench.grid import listed, plan, work_through
+    from bench.shards import shard_of
 
-    return work_through(plan(chosen), chosen)
+    launcher = cluster.launcher({name.upper(): value for name, value in launching.items()})
+    planned = plan(chosen)
+    planned = shard_of(planned, shard) if shard else planned
+    planned = listed(planned, Path(runs)) if runs else planned
+    if status:
+        print(cluster.status(planned, chosen))
+        return 0
+    if not launcher:
+        return work_through(planned, chosen)
+    if dry_run:
+        print(cluster.dry_run(planned, chosen, launcher))
+        return 0
+    return cluster.work_through(planned, chosen, launcher)
 
 
 def _report(chosen: Settings) -> int:

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from bench.measure.estimate import Estimator, duration
 from bench.profiles import at_profile
 from bench.progress import Watcher
 from bench.settings import Settings
+from bench.workers import workers
 from data.fetch import weights_path
 from data.sources import IMAGENET_WEIGHTS
 from models import WeightsError, read_state_dict
@@ -61,6 +64,22 @@ def plan(settings: Settings) -> list[Run]:
         for experiment in at_budget
         for seed in settings.seeds
     ]
+
+
+def listed(runs: Sequence[Run], path: Path) -> list[Run]:
+    """The runs that a file lists, an experiment and a seed on each line.
+
+    Raises:
+        UserError: the file cannot be read, or lists a run that was not chosen.
+    """
+    by_name = {f"{run.experiment.name} {run.seed}": run for run in runs}
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--runs: expected a file that can be read, found {error}") from error
+    if unknown := next((line for line in lines if line not in by_name), None):
+        raise UserError(f"{path}: expected an experiment and a seed that were chosen, found {unknown[:80]!r}; see ONLY and SEEDS")
+    return [by_name[line] for line in lines]
 
 
 def initial_weights(experiment: Experiment, given: Path | None) -> Weights | None:
@@ -173,9 +192,10 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
         flush=True,
     )
     check_inputs(due, settings)
+    settings = replace(settings, jobs=len(workers(settings)))
     estimates = _estimates(due, settings, device)
     if estimates:
-        print(f"about {duration(sum(estimates) / settings.jobs)} on this device, from a few timed steps", flush=True)
+        print(f"about {duration(sum(estimates) / (settings.jobs or 1))} on this device, from a few timed steps", flush=True)
     started = time.perf_counter()
     statuses = _statuses(due, settings, estimates)
     while busy := [i for i, status in enumerate(statuses) if status == "busy"]:
@@ -195,7 +215,7 @@ def _statuses(due: Sequence[Run], settings: Settings, estimates: Sequence[float]
     Args:
         estimates: seconds of each; without them nothing is said of the time that is left.
     """
-    if settings.jobs > 1:
+    if len(workers(settings)) > 1:
         return _statuses_of_processes(due, settings)
     started = time.perf_counter()
     statuses = []
@@ -263,48 +283,42 @@ def _status(run: Run, settings: Settings, position: str) -> str:
 
 
 def _statuses_of_processes(due: Sequence[Run], settings: Settings) -> list[str]:
-    """Execute runs in processes of their own, ``settings.jobs`` at a time, each with its share of the processor's threads.
+    """Execute runs in processes of their own, ``settings.jobs`` at a time, each with its device and its share of the threads.
 
     Asked to stop, start no more and ask those that run to stop; each leaves a checkpoint.
     """
-    threads = max(1, (os.cpu_count() or 1) // settings.jobs)
-    environ = {"OMP_NUM_THREADS": str(threads)} | os.environ | {
-        "PROFILE": settings.profile,
-        "DEVICE": settings.device,
-        "DATASETS": str(settings.datasets),
-        "RESULTS": str(settings.results),
-        "WEIGHTS": str(settings.weights or ""),
-        "DEPTHWISE": settings.depthwise,
-        "COMPILE": settings.compile,
-        "CUDA_GRAPH": settings.cuda_graph,
-        "JOBS": "1",
-    }  # fmt: skip
+    idle: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+    for its_variables in workers(settings):
+        idle.put(its_variables)
+    environ = os.environ | settings.variables() | {"JOBS": "1"}
     processes: list[subprocess.Popen[bytes]] = []
 
     def status(run: Run) -> str:
         command = [sys.executable, "-m", "bench", "run", run.experiment.name, "--seed", str(run.seed)]
         # in a group of its own: a terminal's Ctrl-C comes to this process alone, and each run is asked once
-        process = subprocess.Popen(command, env=environ, process_group=0)
+        worker = idle.get()  # there are as many as threads that ask
+        process = subprocess.Popen(command, env=environ | worker, process_group=0)
         processes.append(process)
         status = process.wait()
+        idle.put(worker)
         if status in ENDINGS:
             return ENDINGS[status]
-        return _status_of_the_dead(run, settings, -status) if status < 0 else "failed"
+        return status_of_the_dead(run, settings, f"the process died of {signal.Signals(-status).name}") if status < 0 else "failed"
 
-    with ThreadPoolExecutor(settings.jobs) as workers:
-        futures = [workers.submit(status, run) for run in due]
+    with ThreadPoolExecutor(idle.qsize()) as threads:
+        futures = [threads.submit(status, run) for run in due]
         try:
             return [future.result() for future in futures]
         except (KeyboardInterrupt, SystemExit):
-            workers.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.terminate()
             raise
 
 
-def _status_of_the_dead(run: Run, settings: Settings, number: int) -> str:
-    """Write the record of a run whose process a signal has ended, unless somebody else works on the run."""
-    error = ChildProcessError(f"the process died of {signal.Signals(number).name}")
+def status_of_the_dead(run: Run, settings: Settings, how: str) -> str:
+    """Write the record of a run whose process has ended without one, unless somebody else works on the run."""
+    error = ChildProcessError(how)
     try:
         with _checkpoint(run, settings).hold():
             record = _empty_record(run, environment.choose_device(settings.device))

@@ -11,7 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-LOCKS = ("requirements.lock", "requirements-dev.lock")  # beside each lies its source, with the suffix .in
+LOCKS = (
+    "requirements.lock",
+    "requirements-dev.lock",
+    "requirements-cluster.lock",
+)  # beside each lies its source, with the suffix .in
 PYTHONS = ("3.11", "3.12", "3.13")  # what the locks are resolved for; the container has one of them
 PLATFORM = {  # the container's
     "os_name": "posix",

@@ -38,7 +38,7 @@ class Settings:
     profile: str
     seeds: tuple[int, ...]
     device: str
-    jobs: int
+    jobs: int | None  # None: auto
     only: str
     datasets: Path
     results: Path
@@ -46,6 +46,15 @@ class Settings:
     depthwise: Depthwise = "auto"
     compile: Switch = "auto"
     cuda_graph: Switch = "auto"
+
+    def variables(self) -> dict[str, str]:
+        """The choices as environment variables, for a process that may start in another folder."""
+        values = {name: getattr(self, name.lower()) for name in DEFAULTS}
+        paths = {name: str(value.absolute()) for name, value in values.items() if isinstance(value, Path)}
+        return {name: "" if value is None else str(value) for name, value in values.items()} | paths | {
+            "SEEDS": " ".join(map(str, self.seeds)),
+            "JOBS": str(self.jobs or "auto"),
+        }  # fmt: skip
 
     def experiments(self) -> list[Experiment]:
         """The catalog's experiments whose name matches ``only``, in the catalog's order.
@@ -91,8 +100,8 @@ def settings(
         raise UserError(
             f"SEEDS: expected whole numbers from 0 of at most {SEED_DIGITS} digits, as in SEEDS='0 1 2', found {seeds[:80]!r}"
         )
-    if not jobs.isdecimal() or int(jobs) < 1:
-        raise UserError(f"JOBS: expected a whole number from 1, found {jobs!r}")
+    if jobs != "auto" and (not jobs.isdecimal() or int(jobs) < 1):
+        raise UserError(f"JOBS: expected auto or a whole number from 1, found {jobs!r}")
     for name, value, kind in (
         ("DEPTHWISE", depthwise, Depthwise),
         ("COMPILE", compile, Switch),
@@ -104,7 +113,7 @@ def settings(
         profile=profile,
         seeds=tuple(dict.fromkeys(map(int, words))),
         device=device,
-        jobs=int(jobs),
+        jobs=None if jobs == "auto" else int(jobs),
         only=only,
         datasets=Path(datasets).expanduser(),
         results=Path(results).expanduser(),

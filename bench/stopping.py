@@ -1,6 +1,8 @@
 """Signals that ask a training run to stop: it leaves a checkpoint at the next step's end first.
 
-The first SIGINT or SIGTERM while a run is :func:`heeding` is a request; a second one, or one at any other time, leaves at once.
+SIGUSR1 and SIGUSR2 are what batch systems send before a time limit or a preemption. The first signal while a run is
+:func:`heeding` is a request, and so is one of another kind after it, for a batch system sends several; the same SIGINT or SIGTERM
+again, or any signal at another time, leaves at once.
 """
 
 import signal
@@ -11,13 +13,16 @@ from typing import NoReturn
 
 from bench.errors import EXIT_TERMINATED
 
+IMPATIENT = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (*IMPATIENT, signal.SIGUSR1, signal.SIGUSR2)
+
 _heeding = False
 _wanted: int | None = None  # the signal that asked
 
 
 def install() -> None:
-    """Handle SIGINT and SIGTERM from now on; to be called in the main thread."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Handle the signals from now on; to be called in the main thread."""
+    for number in SIGNALS:
         signal.signal(number, _handle)
 
 
@@ -45,7 +50,7 @@ def leave() -> NoReturn:
 
     Raises:
         KeyboardInterrupt: it was SIGINT.
-        SystemExit: it was SIGTERM.
+        SystemExit: it was another.
     """
     global _wanted
     assert _wanted is not None
@@ -55,9 +60,9 @@ def leave() -> NoReturn:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     global _wanted
-    if not _heeding or wanted():
+    if not _heeding or (number == _wanted and number in IMPATIENT):
         _raise(number)
-    _wanted = number
+    _wanted = _wanted or number
 
 
 def _raise(number: int) -> NoReturn:

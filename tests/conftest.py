@@ -12,6 +12,7 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 import data
+from bench.cluster import VARIABLES
 from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.execution import Execution
 from bench.engine.train import put_on_device, train
@@ -27,7 +28,7 @@ configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis"
 @pytest.fixture(autouse=True)
 def pinned(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One thread and deterministic algorithms, so that numbers can be compared; no variable of the user's reaches a test."""
-    for name in DEFAULTS:
+    for name in (*DEFAULTS, *VARIABLES):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DEPTHWISE", "reference")  # a choice by measurement may come out otherwise the next time
     threads = torch.get_num_threads()

@@ -19,7 +19,7 @@ from bench.settings import DEFAULTS
         (["grid", "--profile", "huge"], "PROFILE: expected one of paper, mini, smoke, found 'huge'"),
         (["grid", "--seeds", "a"], "SEEDS: expected whole numbers from 0 of at most 18 digits, as in SEEDS='0 1 2', found 'a'"),
         (["grid", "--seeds", "-1"], "SEEDS: expected whole numbers from 0"),
-        (["grid", "--jobs", "0"], "JOBS: expected a whole number from 1, found '0'"),
+        (["grid", "--jobs", "0"], "JOBS: expected auto or a whole number from 1, found '0'"),
         (["grid", "--only", "nothing/*"], "ONLY='nothing/*' matches no experiment"),
         (["grid", "--profile", "smoke", "--device", "tpu"], "DEVICE: expected auto, cpu, cuda or cuda:N, found 'tpu'"),
         (["grid", "--weights", "no-such.pth"], "WEIGHTS=no-such.pth: expected a file, found none"),

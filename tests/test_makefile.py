@@ -191,13 +191,17 @@ def test_no_python_of_a_supported_version_is_one_clear_line(clone: Path) -> None
     assert not (clone / ".venv").exists()
 
 
-def test_lock_writes_both_locks_and_upgrades_on_request() -> None:
+def test_lock_writes_the_locks_and_upgrades_on_request() -> None:
     compiled = [line for line in plan("lock", VIRTUAL_ENV="/opt/venv").splitlines() if "pip compile" in line]
-    assert [line.rpartition(" ")[2] for line in compiled] == ["requirements.lock", "requirements-dev.lock"]
+    assert [line.rpartition(" ")[2] for line in compiled] == [
+        "requirements.lock",
+        "requirements-dev.lock",
+        "requirements-cluster.lock",
+    ]
     for line in compiled:
         assert "--universal --generate-hashes --python-version 3.11" in line
         assert "--upgrade" not in line
-    assert plan("lock", UPGRADE="1").count("--upgrade") == 2
+    assert plan("lock", UPGRADE="1").count("--upgrade") == 3
 
 
 # --- python -m bench and python -m data -------------------------------------------------------------------------------
@@ -444,3 +448,4 @@ def test_continuous_integration_runs_the_documented_commands() -> None:
         "make smoke",
         "make test",
     ]
+    assert "make test-cluster" in script.read_text()

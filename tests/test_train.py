@@ -262,7 +262,9 @@ def test_a_finished_run_leaves_its_best_weights_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [(1, 1), (1, 4), (2, 2), (3, 4)])
-@pytest.mark.parametrize(("number", "leaves"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("number", "leaves"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt), (signal.SIGUSR2, SystemExit)]
+)
 def test_a_signal_leaves_a_checkpoint_at_the_next_step(
     at: tuple[int, int], number: signal.Signals, leaves: type[BaseException], tmp_path: Path
 ) -> None:
@@ -274,7 +276,7 @@ def test_a_signal_leaves_a_checkpoint_at_the_next_step(
 
     run = small_run(precision="bf16", regime="F2", frozen_epochs=1)
     straight = train_small(run, tmp_path / "straight")
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     stopping.install()
     try:
         with pytest.raises(leaves), stopping.heeding():
@@ -286,6 +288,22 @@ def test_a_signal_leaves_a_checkpoint_at_the_next_step(
     assert canonical_json(train_small(run, tmp_path / "stopped", again)) == canonical_json(straight)
     following = [(epoch, step) for epoch in (1, 2, 3) for step in (1, 2, 3, 4) if (epoch, step) > at]
     assert again.steps == following, "not one step is done twice"
+
+
+def test_a_signal_of_another_kind_asks_no_more_than_the_first() -> None:
+    """A batch system sends SIGTERM and SIGUSR2, and each to all processes of a task as well as through the first of them."""
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    stopping.install()
+    try:
+        with stopping.heeding():
+            for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1):
+                signal.raise_signal(number)
+            with pytest.raises(SystemExit) as left:
+                stopping.leave()
+        assert left.value.code == EXIT_TERMINATED
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def test_a_second_signal_leaves_at_once() -> None:

@@ -371,7 +371,7 @@ def test_exit_status_and_summary(ledger: Ledger, tmp_path: Path, capsys: pytest.
         "records 4 records: 0 problems, 0 notes",
         "folder  4 files: 0 problems, 0 notes",
         "report  4 files: 0 problems, 0 notes",
-        "locks   2 locks: 0 problems, 0 notes",
+        "locks   3 locks: 0 problems, 0 notes",
         "data    4 data sets: 0 problems, 2 notes",
     ]
     tamper(ledger, put("results", "final", "best_test", "accuracy", value=99.0))

@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from bench.claims import Claim, available_locks
 from bench.errors import UserError
 from bench.ledger import write_atomically
 
@@ -52,10 +53,14 @@ class CheckpointFolder:
             Busy: another process holds the run.
             UserError: the folder cannot be written.
         """
-        lock = FileLock(self._lock)
+        lock, claim = FileLock(self._lock, fallback_to_soft=False), Claim(self._lock.parent)
         try:
             self._lock.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
+            with available_locks():
+                lock.acquire(timeout=0)
+            if not claim.take():
+                lock.release()
+                raise Busy(f"another process{self._named_holder()} works on it")
         except Timeout:
             raise Busy(f"another process{self._named_holder()} works on it") from None
         except OSError as error:
@@ -68,6 +73,7 @@ class CheckpointFolder:
         finally:
             with suppress(OSError):  # without the lock the name means nothing
                 self._holder.unlink()
+            claim.release()
             lock.release()
 
     def _named_holder(self) -> str:
