@@ -227,6 +227,21 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert capsys.readouterr().err.startswith(f"{checkpoint.last}: damaged (")
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged, and killed in the next save: the good one before it is still there."""
+    straight = train_small(small_run(), tmp_path)
+    checkpoint = CheckpointFolder(tmp_path)
+    damage(checkpoint.last, "truncated")
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("bench.engine.checkpoint.write_atomically", killed)
+        train_small(small_run(), tmp_path)
+    assert canonical_json(train_small(small_run(), tmp_path)) == canonical_json(straight)
+
+
 def test_without_an_undamaged_checkpoint_the_user_is_told(tmp_path: Path) -> None:
     train_small(small_run(), tmp_path)
     checkpoint = CheckpointFolder(tmp_path)

@@ -93,7 +93,8 @@ class CheckpointFolder:
         write_atomically(self.best, lambda file: torch.save(network, file))
 
     def load(self, configuration_sha256: str, device: torch.device) -> dict[str, Any] | None:
-        """Return the last state that is not damaged, or None where the run has none; a damaged one is named on standard error.
+        """Return the last state that is not damaged, or None where the run has none; a damaged one is named on standard error, and
+        removed where an older one is good.
 
         Raises:
             UserError: all there are are damaged, or the state belongs to another schema or configuration.
@@ -109,6 +110,8 @@ class CheckpointFolder:
                 raise UserError(
                     f"{path}: expected a checkpoint of this configuration, found another; delete it to start the run again"
                 )
+            if path == self.previous:
+                self.last.unlink(missing_ok=True)  # damaged: the next save would put it in the place of this good one
             return state
         if present:
             raise UserError(f"{self.last}: expected a checkpoint, found a damaged file; delete it to start the run again")
