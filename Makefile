@@ -10,7 +10,7 @@
 .PHONY: matched-vit fashion-mnist profile tensorboard test-reliability test-browser venv-cluster test-cluster
 
 #: PROFILE    budget of every run (paper): paper is the study's own, mini fits two CPU cores, smoke takes seconds
-#: SEEDS      seeds to run (0): SEEDS='0 1 2'
+#: SEEDS      seeds to run (0): SEEDS='0 1 2', SEEDS=0-9
 #: DEVICE     auto, cpu, cuda or cuda:N (auto): auto takes a GPU where there is one; cuda without a GPU is an error
 #: JOBS       processes that share the runs that are due (1): auto, one for each GPU, or as many as the CPU has room for
 #: ONLY       names or patterns of experiments (*): ONLY=cifar100/baseline, ONLY='fashion_mnist/*'

@@ -88,7 +88,7 @@ def test_a_dry_run_shows_the_tasks_and_submits_nothing(tmp_path: Path, capsys: p
 def test_groups_hold_every_run_once_and_none_is_empty() -> None:
     for parallel in (1, 2, 100):
         for alone in (False, True):
-            found = cluster.groups(RUNS, replace(SLURM, parallel=parallel), alone=alone)
+            found = cluster.groups(RUNS, parallel, alone=alone)
             assert all(found)
             assert sorted(run.key for group in found for run in group) == sorted(run.key for run in RUNS)
             assert len(found) <= cluster.TASKS_PER_PLACE * parallel or alone
