@@ -23,7 +23,7 @@
 #
 #= LAUNCHER   all, run and the families: slurm submits one job array over the runs that are due (local). With it PARTITION,
 #=            GPUS of a task (1), PARALLEL tasks at a time (8), TIME_LIMIT in minutes until a task is requeued (240),
-#=            SBATCH='option=value ...' for sbatch, TASK_PYTHON, as in 'apptainer exec --nv bench.sif python'
+#=            SBATCH='option=value ...' for sbatch, TASK_PYTHON, which starts Python in a container
 #= FROM       data: folders to take downloaded archives from, without the network: FROM='dir1 dir2'
 #= TESTS      test, test-reliability: the test files or folders (tests; those of reliability)
 #= FUZZ       test-reliability: how many times as many inputs to the readers as in `make test` (4)

@@ -32,7 +32,10 @@ VARIABLES = {
     "PARALLEL": ("8", "slurm: tasks that run at the same time"),
     "TIME_LIMIT": ("240", "slurm: minutes until a task is requeued"),
     "SBATCH": ("", "slurm: further options of sbatch, as in 'account=me mem=32G cpus-per-task=8'"),
-    "TASK_PYTHON": ("", "slurm: the command that starts Python in a task, as in 'apptainer exec --nv bench.sif python'"),
+    "TASK_PYTHON": (
+        "",
+        "slurm: the command that starts Python in a task, as in 'apptainer exec --nv bench.sif /opt/venv/bin/python'",
+    ),
 }
 
 TASKS_PER_PLACE = 4  # tasks for each that runs at the same time, so that unequal ones still fill all places to the end
@@ -178,7 +181,9 @@ def submit(tasks: Sequence[Sequence[Run]], settings: Settings, its_slurm: Slurm)
         | ({"gpus-per-node": its_slurm.gpus} if its_slurm.gpus else {})
         | its_slurm.sbatch,
     )
-    task = Task(its_slurm.python, settings.variables() | {"LAUNCHER": "local", "PYTHONUNBUFFERED": "1"})
+    choices = settings.variables() | {"LAUNCHER": "local"}
+    flags = tuple(f"--{name.lower().replace('_', '-')}={value}" for name, value in choices.items())
+    task = Task(its_slurm.python, flags)
     try:
         jobs = executor.map_array(task, map(str, files))
     except submitit.core.utils.FailedJobError as error:
