@@ -82,7 +82,7 @@ def test_a_machine_on_which_all_is_well(machine: Machine) -> None:
 
 def test_a_gpu_is_described(machine: Machine) -> None:
     machine.driver, machine.gpus = "580.65.06", 2
-    description = "a GPU, compute capability 9.0, 60.0 GiB of 80.0 GiB free"
+    description = "a GPU, compute capability 9.0, 60.0 GiB of 80.0 GiB free, best with JOBS=1 (more processes take turns)"
     assert machine.examine("auto")["device"].found == f"auto chose cuda: {description}"
     assert machine.examine("cuda:1")["device"].found == f"cuda:1: {description}"
     assert machine.examine("cpu")["device"].found.startswith("cpu: a processor")

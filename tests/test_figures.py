@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from bench.report.figures import (
     write_figures,
 )
 from bench.report.figures.events import write_events
-from bench.report.figures.scope import scopes, timed
+from bench.report.figures.scope import NothingToDraw, scopes, timed
 from bench.report.figures.write import KINDS, Outcome
 from models.convnext import WIDTHS
 from tests.figure_ledger import IMAGENET, STAND_IN, add, filled, only_scope, record_of, row_of, words_of
@@ -182,10 +183,14 @@ def test_a_damaged_record_is_one_line(ledger: Ledger, capsys: pytest.CaptureFixt
 @pytest.mark.usefixtures("styled")
 @pytest.mark.parametrize("figure", [learning_curves, dual, accuracy_cost, gates, epoch_time])
 def test_every_figure_can_be_drawn_from_the_committed_ledger(figure: Any) -> None:
+    drawn = 0
     for scope in scopes(Ledger(COMMITTED).records()):
-        words = words_of(figure.draw(scope))
-        assert figure.TITLE in words
-        assert any(word.startswith(f"profile {scope.profile}") and "seed" in word for word in words)
+        with suppress(NothingToDraw):  # a profile may lack the rows of one figure
+            words = words_of(figure.draw(scope))
+            assert figure.TITLE in words
+            assert any(word.startswith(f"profile {scope.profile}") and "seed" in word for word in words)
+            drawn += 1
+    assert drawn
 
 
 # ---- architecture -----------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def time_line(row: Row) -> Line:
     return {
         "experiment": f"`{row.experiment.name}`",
         "device": ", ".join(sorted({device(record["environment"]) for record in row.done})),
-        "training s/epoch": f"{seconds:.1f}",
+        "training s/epoch": f"{seconds:.2f}" if seconds < 10 else f"{seconds:.1f}",
         "training images/s": f"{images / seconds:,.0f}",
         "evaluation s/epoch": f"{statistics.median(epoch['evaluation_seconds'] for epoch in epochs):.1f}",
         "precision": row.experiment.recipe.precision,

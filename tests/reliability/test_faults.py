@@ -94,7 +94,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid, "CHECKPOINT_SECONDS", 0)
 
 
-def command(results: Path, *, only: str = EXPERIMENTS[0]) -> list[str]:
+def command(results: Path, *, only: str = EXPERIMENTS[1]) -> list[str]:
     return ["grid", f"--only={only}", "--profile=smoke", "--device=cpu", f"--results={results}"]
 
 
@@ -120,7 +120,9 @@ def test_a_clock_that_goes_backwards(small: None, tmp_path: Path, monkeypatch: p
     same(without_timings(record), without_timings(its))
     (folder,), (expected,) = ([path.parent for path in ledger.rglob("events.*")] for ledger in (results, tmp_path / "straight"))
     assert curves(folder) == curves(expected)
-    assert check_records(Ledger(results)).problems == 0
+    # what the small network lacks of the real one is found in both
+    findings, others = ([f[1:] for f in check_records(Ledger(folder)).findings] for folder in (results, tmp_path / "straight"))
+    assert findings == others
     tally.count("faults tried")
 
 
