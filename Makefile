@@ -10,7 +10,7 @@
 .PHONY: matched-vit fashion-mnist profile tensorboard test-reliability test-browser venv-cluster test-cluster
 
 #: PROFILE    budget of every run (paper): paper is the study's own, mini fits two CPU cores, smoke takes seconds
-#: SEEDS      seeds to run (0): SEEDS='0 1 2'
+#: SEEDS      seeds to run (0): SEEDS='0 1 2', SEEDS=0-9
 #: DEVICE     auto, cpu, cuda or cuda:N (auto): auto takes a GPU where there is one; cuda without a GPU is an error
 #: JOBS       processes that share the runs that are due (1): auto, one for each GPU, or as many as the CPU has room for
 #: ONLY       names or patterns of experiments (*): ONLY=cifar100/baseline, ONLY='fashion_mnist/*'
@@ -23,7 +23,7 @@
 #
 #= LAUNCHER   all, run and the families: slurm submits one job array over the runs that are due (local). With it PARTITION,
 #=            GPUS of a task (1), PARALLEL tasks at a time (8), TIME_LIMIT in minutes until a task is requeued (240),
-#=            SBATCH='option=value ...' for sbatch, TASK_PYTHON, as in 'apptainer exec --nv bench.sif python'
+#=            SBATCH='option=value ...' for sbatch, TASK_PYTHON, which starts Python in a container
 #= FROM       data: folders to take downloaded archives from, without the network: FROM='dir1 dir2'
 #= TESTS      test, test-reliability: the test files or folders (tests; those of reliability)
 #= FUZZ       test-reliability: how many times as many inputs to the readers as in `make test` (4)

@@ -1,6 +1,7 @@
 """The command line: sub-commands and their flags; no logic. ``bench/errors.py`` lists the exit statuses."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from bench.settings import DEFAULTS, Settings, settings, variable
 
 FLAGS = {
     "PROFILE": "budget: paper (the study's), mini (two CPU cores), smoke (seconds)",
-    "SEEDS": "seeds, as in '0 1 2'",
+    "SEEDS": "seeds, as in '0 1 2' or 0-9",
     "DEVICE": "auto, cpu, cuda or cuda:N",
     "JOBS": "processes that share the work on this machine; auto: one for each GPU, or as many as the CPU has room for",
     "ONLY": "patterns of experiment names, as in 'cifar100/scratch_*'",
@@ -26,7 +27,21 @@ FLAGS = {
 
 
 # flags of single commands, which are no settings
-EXTRA = ("quick", "name", "before", "after", "shard", "runs", "dry_run", "status", *map(str.lower, cluster.VARIABLES))
+EXTRA = (
+    "gpus",
+    "price",
+    "throughput",
+    "gpu_seconds_per_epoch",
+    "quick",
+    "name",
+    "before",
+    "after",
+    "shard",
+    "runs",
+    "dry_run",
+    "status",
+    *map(str.lower, cluster.VARIABLES),
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "list": "all experiments, with the study's number, budget and state",
         "run": "one run: an experiment with a seed",
         "grid": "every run that is due",
+        "plan": "how long a grid takes on other machines, and what it costs",
         "report": "records to RESULTS.md",
         "figures": "records to figures, SVG and PNG",
         "cost": "parameters, multiply-adds and attention maps of every network",
@@ -69,6 +85,16 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("after", metavar="B", help="another of the same kind")
         if name == "show":
             command.add_argument("name", metavar="RUN", help="an experiment, the key of a record, or its file")
+        if name == "plan":
+            command.add_argument("--gpus", default="8", metavar="N", help="how many there are; else 8")
+            command.add_argument("--price", default="", metavar="P", help="of a GPU for an hour, in any currency")
+            pace = command.add_mutually_exclusive_group(required=True)
+            pace.add_argument(
+                "--throughput", default="", metavar="FILE", help="a measurement by `make bench-throughput` on such a GPU"
+            )
+            pace.add_argument(
+                "--gpu-seconds-per-epoch", default="", metavar="X", help="of cifar100/baseline on such a GPU, with its evaluation"
+            )
         if name == "run":
             command.add_argument("experiment", metavar="NAME", help="as `list` shows it")
         if name in ("run", "show", "compare"):
@@ -160,6 +186,33 @@ def _grid(chosen: Settings, *, shard: str, runs: str, dry_run: bool, status: boo
     return cluster.work_through(planned, chosen, launcher)
 
 
+def _plan(chosen: Settings, *, gpus: str, price: str, throughput: str, gpu_seconds_per_epoch: str) -> int:
+    from bench.grid import plan
+    from bench.planning import pace_of, pace_of_epoch, planned
+    from bench.report.throughput import read_report
+
+    if not gpus.isdecimal() or int(gpus) < 1:
+        raise UserError(f"--gpus: expected a whole number from 1, found {gpus!r}")
+    each = _positive("--price", price) if price else None
+    pace = (
+        pace_of(read_report(Path(throughput)))
+        if throughput
+        else pace_of_epoch(_positive("--gpu-seconds-per-epoch", gpu_seconds_per_epoch))
+    )
+    print(planned(plan(chosen), int(gpus), pace, each))
+    return 0
+
+
+def _positive(flag: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UserError(f"{flag}: expected a number above 0, found {text[:80]!r}")
+    return number
+
+
 def _report(chosen: Settings) -> int:
     from bench.report import write_report
 
@@ -245,6 +298,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "list": _list,
     "run": _run,
     "grid": _grid,
+    "plan": _plan,
     "report": _report,
     "figures": _figures,
     "cost": _cost,

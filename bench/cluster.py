@@ -21,7 +21,7 @@ from bench.errors import EXIT_FAILED, UserError
 from bench.experiment import Run
 from bench.ledger import Ledger, write_atomically
 from bench.settings import Settings
-from bench.shards import shards
+from bench.shards import shards, work
 from bench.task import Task
 
 # name: default, meaning. As the settings, each is a flag, else a variable, else its default.
@@ -32,7 +32,10 @@ VARIABLES = {
     "PARALLEL": ("8", "slurm: tasks that run at the same time"),
     "TIME_LIMIT": ("240", "slurm: minutes until a task is requeued"),
     "SBATCH": ("", "slurm: further options of sbatch, as in 'account=me mem=32G cpus-per-task=8'"),
-    "TASK_PYTHON": ("", "slurm: the command that starts Python in a task, as in 'apptainer exec --nv bench.sif python'"),
+    "TASK_PYTHON": (
+        "",
+        "slurm: the command that starts Python in a task, as in 'apptainer exec --nv bench.sif /opt/venv/bin/python'",
+    ),
 }
 
 TASKS_PER_PLACE = 4  # tasks for each that runs at the same time, so that unequal ones still fill all places to the end
@@ -114,7 +117,7 @@ def work_through(runs: Sequence[Run], settings: Settings, its_slurm: Slurm) -> i
             break
         check_inputs(due, settings)
         tried |= {name(run) for run in due}
-        array = submit(groups(due, its_slurm, alone=attempt > 0), settings, its_slurm)
+        array = submit(groups(due, its_slurm.parallel, alone=attempt > 0), settings, its_slurm)
         print(f"{len(due)} runs are due: Slurm job {array.job}, {len(array.tasks)} tasks, {its_slurm}", flush=True)
         print("leave at any time: the same command comes back, `python -m bench grid --status` looks", flush=True)
     else:
@@ -127,16 +130,21 @@ def work_through(runs: Sequence[Run], settings: Settings, its_slurm: Slurm) -> i
     return 0 if counts == f"{len(runs)} done" else EXIT_FAILED
 
 
-def groups(due: Sequence[Run], its_slurm: Slurm, *, alone: bool = False) -> list[list[Run]]:
-    """The runs of each task, none empty; ``alone``: a run each, so that one that kills its process takes no other with it."""
-    count = len(due) if alone else min(len(due), TASKS_PER_PLACE * its_slurm.parallel)
-    return [group for group in shards(due, min(count, MOST_TASKS)) if group]
+def groups(due: Sequence[Run], parallel: int, *, alone: bool = False) -> list[list[Run]]:
+    """The runs of each task, none empty, the longest task first, so that no place waits for it in the end.
+
+    Args:
+        alone: a run each, so that one that kills its process takes no other with it.
+    """
+    count = len(due) if alone else min(len(due), TASKS_PER_PLACE * parallel)
+    found = [group for group in shards(due, min(count, MOST_TASKS)) if group]
+    return sorted(found, key=lambda group: -sum(map(work, group)))
 
 
 def dry_run(runs: Sequence[Run], settings: Settings, its_slurm: Slurm) -> str:
     """What would be submitted, without submitit or Slurm."""
     due = _due(runs, settings)
-    its_groups = groups(due, its_slurm) if due else []
+    its_groups = groups(due, its_slurm.parallel) if due else []
     lines = [f"task {i}: {', '.join(map(name, group))}" for i, group in enumerate(its_groups)]
     return "\n".join([f"{len(runs)} runs, {len(due)} due: {len(its_groups)} tasks, {its_slurm}", *lines])
 
@@ -173,7 +181,9 @@ def submit(tasks: Sequence[Sequence[Run]], settings: Settings, its_slurm: Slurm)
         | ({"gpus-per-node": its_slurm.gpus} if its_slurm.gpus else {})
         | its_slurm.sbatch,
     )
-    task = Task(its_slurm.python, settings.variables() | {"LAUNCHER": "local", "PYTHONUNBUFFERED": "1"})
+    choices = settings.variables() | {"LAUNCHER": "local"}
+    flags = tuple(f"--{name.lower().replace('_', '-')}={value}" for name, value in choices.items())
+    task = Task(its_slurm.python, flags)
     try:
         jobs = executor.map_array(task, map(str, files))
     except submitit.core.utils.FailedJobError as error:

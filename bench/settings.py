@@ -25,6 +25,7 @@ DEFAULTS = {
     "CUDA_GRAPH": "auto",
 }
 
+MOST_SEEDS = 10_000  # a typing error in a range must not fill the memory
 SEED_DIGITS = 18  # more than anybody needs; a seed is part of a file's name
 
 Depthwise = Literal["auto", "reference"]
@@ -95,11 +96,15 @@ def settings(
     """
     if profile not in PROFILES:
         raise UserError(f"PROFILE: expected one of {', '.join(PROFILES)}, found {profile!r}")
-    words = seeds.replace(",", " ").split()
-    if not words or not all(word.isdecimal() and len(word) <= SEED_DIGITS for word in words):
+    ranges = [word.partition("-") for word in seeds.replace(",", " ").split()]
+    ends = [(first, last if dash else first) for first, dash, last in ranges]
+    if not ends or not all(word.isdecimal() and len(word) <= SEED_DIGITS for pair in ends for word in pair):
         raise UserError(
-            f"SEEDS: expected whole numbers from 0 of at most {SEED_DIGITS} digits, as in SEEDS='0 1 2', found {seeds[:80]!r}"
+            f"SEEDS: expected whole numbers from 0 of at most {SEED_DIGITS} digits, as in SEEDS='0 1 2' or SEEDS=0-2, "
+            f"found {seeds[:80]!r}"
         )
+    if (count := sum(max(0, int(last) - int(first) + 1) for first, last in ends)) > MOST_SEEDS or not count:
+        raise UserError(f"SEEDS: expected 1 to {MOST_SEEDS} seeds, found {count} in {seeds[:80]!r}")
     if jobs != "auto" and (not jobs.isdecimal() or int(jobs) < 1):
         raise UserError(f"JOBS: expected auto or a whole number from 1, found {jobs!r}")
     for name, value, kind in (
@@ -111,7 +116,7 @@ def settings(
             raise UserError(f"{name}: expected one of {', '.join(get_args(kind))}, found {value!r}")
     return Settings(
         profile=profile,
-        seeds=tuple(dict.fromkeys(map(int, words))),
+        seeds=tuple(dict.fromkeys(seed for first, last in ends for seed in range(int(first), int(last) + 1))),
         device=device,
         jobs=None if jobs == "auto" else int(jobs),
         only=only,

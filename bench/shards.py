@@ -7,13 +7,14 @@ from bench.errors import UserError
 from bench.experiment import Run
 
 TRAIN_IMAGES = 50_000  # where an experiment takes all of them
-LARGER_MAPS = 4  # work per image with the CIFAR stem or with 64 tokens, in that of ConvNeXt's own stem
+PER_IMAGE = {"matched_vit": 20}  # multiply-adds of an image, in those of ConvNeXt-Tiny with its own stem
+LARGER_MAPS = 4  # the same of all others with the CIFAR stem or with 64 tokens
 
 
 def work(run: Run) -> float:
     """How much a run has to compute, in images on ConvNeXt-Tiny with its own stem: enough to balance shards, no estimate."""
     experiment = run.experiment
-    per_image = 1 if experiment.model.stem == "default" else LARGER_MAPS
+    per_image = 1 if experiment.model.stem == "default" else PER_IMAGE.get(experiment.model.family, LARGER_MAPS)
     return experiment.recipe.epochs * (experiment.train_images or TRAIN_IMAGES) * per_image
 
 
@@ -45,6 +46,11 @@ def shard_of(runs: Sequence[Run], choice: str) -> list[Run]:
     return shards(runs, int(count))[int(index)]
 
 
-def _place(run: Run) -> tuple[str, str, int]:
+def architecture(run: Run) -> str:
+    """What runs have in common that share compiled code."""
     model = run.experiment.model
-    return repr((model.family, model.stem, model.attention, model.sites)), run.experiment.dataset, run.seed
+    return repr((model.family, model.stem, model.attention, model.sites))
+
+
+def _place(run: Run) -> tuple[str, str, int]:
+    return architecture(run), run.experiment.dataset, run.seed

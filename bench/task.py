@@ -18,10 +18,15 @@ LOOK_SECONDS = 0.2  # between two looks at whether the grid has ended, or is to 
 
 @dataclass(frozen=True)
 class Task:
-    """What submitit calls on a node, with the file of its runs."""
+    """What submitit calls on a node, with the file of its runs.
+
+    Args:
+        python: the command that starts Python.
+        flags: of ``bench grid``; a container may not hand on the variables that are set around it.
+    """
 
     python: tuple[str, ...]
-    variables: dict[str, str]
+    flags: tuple[str, ...]
 
     def __call__(self, runs: str) -> int:
         """Work through the runs and return the grid's exit status; asked to stop, have the task requeued instead.
@@ -32,8 +37,8 @@ class Task:
         requeue: Any = signal.getsignal(signal.SIGUSR2)  # submitit's own: calls checkpoint, then `scontrol requeue`, then exits
         asked: set[int] = set()
         threads = {"OMP_NUM_THREADS": cpus} if (cpus := os.environ.get("SLURM_CPUS_PER_TASK")) else {}
-        grid = subprocess.Popen([*self.python, "-m", "bench", "grid", "--runs", runs], env=threads | os.environ | self.variables)
-
+        command = [*self.python, "-u", "-m", "bench", "grid", *self.flags, "--runs", runs]
+        grid = subprocess.Popen(command, env=threads | os.environ)
         for number in stopping.SIGNALS:
             signal.signal(number, lambda number, frame: asked.add(number))
         passed_on = False

@@ -17,7 +17,10 @@ from bench.settings import DEFAULTS
     ("arguments", "message"),
     [
         (["grid", "--profile", "huge"], "PROFILE: expected one of paper, mini, smoke, found 'huge'"),
-        (["grid", "--seeds", "a"], "SEEDS: expected whole numbers from 0 of at most 18 digits, as in SEEDS='0 1 2', found 'a'"),
+        (
+            ["grid", "--seeds", "a"],
+            "SEEDS: expected whole numbers from 0 of at most 18 digits, as in SEEDS='0 1 2' or SEEDS=0-2, found 'a'",
+        ),
         (["grid", "--seeds", "-1"], "SEEDS: expected whole numbers from 0"),
         (["grid", "--jobs", "0"], "JOBS: expected auto or a whole number from 1, found '0'"),
         (["grid", "--only", "nothing/*"], "ONLY='nothing/*' matches no experiment"),

@@ -88,7 +88,7 @@ def test_a_dry_run_shows_the_tasks_and_submits_nothing(tmp_path: Path, capsys: p
 def test_groups_hold_every_run_once_and_none_is_empty() -> None:
     for parallel in (1, 2, 100):
         for alone in (False, True):
-            found = cluster.groups(RUNS, replace(SLURM, parallel=parallel), alone=alone)
+            found = cluster.groups(RUNS, parallel, alone=alone)
             assert all(found)
             assert sorted(run.key for group in found for run in group) == sorted(run.key for run in RUNS)
             assert len(found) <= cluster.TASKS_PER_PLACE * parallel or alone
@@ -111,9 +111,10 @@ def test_a_file_of_runs_chooses_among_those_that_were_chosen(tmp_path: Path) -> 
 GRID = f"""#!{sys.executable}
 import os, signal, sys, time
 signal.signal(signal.SIGUSR2, lambda *_: os._exit({errors.EXIT_TERMINATED}))
-open(os.environ["LOG"], "w").write(" ".join(sys.argv[1:]))
-time.sleep(float(os.environ["SECONDS"]))
-os.kill(os.getpid(), signal.SIGKILL) if os.environ["STATUS"] == "-9" else sys.exit(int(os.environ["STATUS"]))
+log, seconds, status = (word.partition("=")[2] for word in sys.argv[5:8])
+open(log, "w").write(" ".join([*sys.argv[1:5], *sys.argv[8:]]))
+time.sleep(float(seconds))
+os.kill(os.getpid(), signal.SIGKILL) if status == "-9" else sys.exit(int(status))
 """
 
 
@@ -143,7 +144,7 @@ def squeue(folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
 
 def task(folder: Path, status: int, seconds: float) -> Task:
     python = program(folder / "python", GRID)
-    return Task((python,), {"LOG": str(folder / "log"), "SECONDS": str(seconds), "STATUS": str(status)})
+    return Task((python,), (f"--log={folder / 'log'}", f"--seconds={seconds}", f"--status={status}"))
 
 
 def signals(folder: Path, *numbers: signal.Signals) -> None:
@@ -161,7 +162,7 @@ def signals(folder: Path, *numbers: signal.Signals) -> None:
 @pytest.mark.parametrize("status", [0, errors.EXIT_FAILED])
 def test_a_task_works_through_its_file_of_runs(tmp_path: Path, requeued: list[int], status: int) -> None:
     assert task(tmp_path, status, 0)("runs.txt") == status
-    assert (tmp_path / "log").read_text() == "-m bench grid --runs runs.txt"
+    assert (tmp_path / "log").read_text() == "-u -m bench grid --runs runs.txt"
     assert requeued == []
 
 

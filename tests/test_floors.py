@@ -24,6 +24,7 @@ FLOORS = [
     ["bench.workers"],
     ["bench.grid"],
     ["bench.throughput", "bench.cluster"],
+    ["bench.planning"],
     ["bench.cli"],
     ["bench.__main__"],
 ]

@@ -50,7 +50,7 @@ def test_an_architecture_is_cut_as_seldom_as_its_work_allows() -> None:
 
 
 def test_the_seeds_of_a_row_are_spread_where_its_architecture_is_cut() -> None:
-    _, experiments = places(shards(TEN_SEEDS, 64))
+    _, experiments = places(shards(TEN_SEEDS, 128))
     assert min(len(experiments[f"cifar100/baseline{regime}"]) for regime in ("", "_F0", "_F1", "_F2")) >= 3
     assert len(experiments["cifar100/scratch_convnext"]) == 10
 
