@@ -144,18 +144,23 @@ def _list(chosen: Settings) -> int:
 
 def _run(chosen: Settings) -> int:
     from bench.catalog import find
+    from bench.engine import ranks
     from bench.engine.checkpoint import Busy
-    from bench.grid import check_inputs, execute, plan
+    from bench.grid import assist, check_inputs, execute, plan
 
     find(chosen.only)
     _one_seed(chosen)
     (run,) = plan(chosen)
     check_inputs([run], chosen)
-    try:
-        record = execute(run, chosen)
-    except Busy as busy:
-        print(f"{run.experiment.name} seed {run.seed}: {busy}", file=sys.stderr)
-        return EXIT_BUSY
+    with ranks.joined(chosen.device):
+        if ranks.rank() > 0:
+            assist(run, chosen)
+            return 0
+        try:
+            record = execute(run, chosen)
+        except Busy as busy:
+            print(f"{run.experiment.name} seed {run.seed}: {busy}", file=sys.stderr)
+            return EXIT_BUSY
     results = record["results"]
     print(f"{run.experiment.name} seed {run.seed}: {results['status']}" + (f": {results['error']}" if results["error"] else ""))
     return 0 if results["status"] == "done" else EXIT_FAILED

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,8 @@ import torch
 
 import data
 from bench import environment, stopping
-from bench.engine.checkpoint import Busy, CheckpointFolder
+from bench.engine import ranks
+from bench.engine.checkpoint import Busy, CheckpointFolder, Unwritten
 from bench.engine.execution import Choices, choose
 from bench.engine.train import build_network, put_on_device, train
 from bench.errors import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
@@ -29,7 +31,7 @@ from bench.ledger import FINISHED, SCHEMA, Ledger, Record
 from bench.measure.cost import cost_of
 from bench.measure.estimate import Estimator, duration
 from bench.profiles import at_profile
-from bench.progress import Watcher
+from bench.progress import Unseen, Watcher
 from bench.settings import Settings
 from bench.workers import workers
 from data.fetch import weights_path
@@ -135,6 +137,7 @@ def execute(run: Run, settings: Settings, position: str = "") -> Record:
         environment.make_deterministic()
         device = environment.choose_device(settings.device)
         record = _empty_record(run, device)
+        ranks.begin()
         try:
             record |= _attempt(run, settings, device, checkpoint, position, record["environment"])
         except (KeyboardInterrupt, SystemExit):
@@ -156,6 +159,14 @@ def execute(run: Run, settings: Settings, position: str = "") -> Record:
     if stopping.wanted():  # since the run's last step
         stopping.leave()
     return record
+
+
+def assist(run: Run, settings: Settings) -> None:
+    """Do what each of torchrun's processes but the first does: its share of the training, if there is any, and write nothing."""
+    if ranks.begin():
+        environment.make_deterministic()
+        device = environment.choose_device(settings.device)
+        _attempt(run, settings, device, Unwritten(settings.results / "checkpoints" / run.key), "", {})
 
 
 def _is_of_memory(error: Exception) -> bool:
@@ -340,10 +351,16 @@ def _attempt(
     splits = put_on_device(run, dataset, device)
     network = build_network(run, classes, initial, device)
     recipe = run.experiment.recipe
+    if recipe.batch_size % ranks.size():
+        raise UserError(
+            f"torchrun: expected a number of processes that divides the batch of {recipe.batch_size}, found {ranks.size()}"
+        )
     steps = recipe.epochs * (len(splits.train) // recipe.batch_size)
-    execution = choose(network, recipe.precision, device, choices(settings), steps=steps)
+    execution = ranks.from_first(lambda: choose(network, recipe.precision, device, choices(settings), steps=steps))
     started = _now()
-    with Watcher(run, settings.results / "tensorboard" / run.key, position) as watcher, stopping.heeding():
+    curves = settings.results / "tensorboard" / run.key
+    looking_on = Watcher(run, curves, position) if ranks.rank() == 0 else nullcontext(Unseen())
+    with looking_on as watcher, stopping.heeding():
         results, progress = train(
             run,
             splits=splits,
@@ -354,7 +371,7 @@ def _attempt(
             checkpoint_seconds=CHECKPOINT_SECONDS,
         )
     return {
-        "environment": machine | progress.execution.described(),
+        "environment": machine | progress.execution.described() | _processes(progress.processes),
         "data": {
             "name": dataset.name,
             "train_sha256": dataset.train.sha256,
@@ -365,6 +382,11 @@ def _attempt(
         "results": results,
         "timings": {"started": started, "finished": None, "restarts": progress.restarts, "epochs": progress.timings},
     }
+
+
+def _processes(numbers: Sequence[int]) -> dict[str, str]:
+    """How many processes trained a run, where it was ever more than one."""
+    return {"processes": ", then ".join(map(str, numbers))} if max(numbers) > 1 else {}
 
 
 def _empty_record(run: Run, device: torch.device) -> Record:

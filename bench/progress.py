@@ -100,6 +100,19 @@ class Curves:
             ) from error
 
 
+class Unseen:
+    """An observer that says and writes nothing."""
+
+    def step(self, epoch: int, step: int, steps: int) -> None:
+        """Nothing."""
+
+    def resumed(self, entries: list[Entry], timings: list[Entry]) -> None:
+        """Nothing."""
+
+    def epoch(self, entry: Entry, timing: Entry) -> None:
+        """Nothing."""
+
+
 class Watcher:
     """An observer of one run, used as a context manager.
 

@@ -61,6 +61,7 @@ def leave() -> NoReturn:
 def _handle(number: int, frame: FrameType | None) -> None:
     global _wanted
     if not _heeding or (number == _wanted and number in IMPATIENT):
+        _wanted = None
         _raise(number)
     _wanted = _wanted or number
 

@@ -123,6 +123,16 @@ class CheckpointFolder:
             path.unlink(missing_ok=True)
 
 
+class Unwritten(CheckpointFolder):
+    """The same files for a process that may read them only, since another writes them."""
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Leave it to the other."""
+
+    def save_best(self, network: dict[str, Tensor]) -> None:
+        """Leave it to the other."""
+
+
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
     """Read a state whose every byte is as it was written; torch itself checks none of the sums in its archives."""
     with zipfile.ZipFile(path) as archive:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bench.engine import ranks
 from bench.engine.device_data import DeviceSplit
 from bench.engine.execution import Execution
 from bench.experiment import Recipe
@@ -25,11 +26,14 @@ def evaluate(network: nn.Module, split: DeviceSplit, recipe: Recipe, execution: 
     device = split.labels.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for images, labels in split.batches(BATCH[device.type]):
+    for i, (images, labels) in enumerate(split.batches(BATCH[device.type])):
+        if i % ranks.size() != ranks.rank():  # each batch is one process's
+            continue
         with execution.precision(device, recipe.precision), as_written(execution):
             logits = network(images)
         loss += functional.cross_entropy(logits.float(), labels, reduction="sum")
         correct += (logits.argmax(1) == labels).sum()
+    loss, correct = ranks.total(loss), ranks.total(correct)
     return {"loss": loss.item() / len(split), "correct": int(correct.item()), "images": len(split)}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.engine import graphs
+from bench.engine import graphs, ranks
 from bench.engine.compiling import compile_blocks
 from bench.engine.device_data import DeviceSplit, Draws
 from bench.engine.execution import Execution
@@ -43,16 +43,18 @@ class TrainingStep:
         steps: int,
     ) -> None:
         self._optimizer, self._split, self._recipe, self._execution = optimizer, split, recipe, execution
-        self._network = network
+        share = recipe.batch_size // ranks.size()  # of this process: a slice of each batch
         self._device = device = split.labels.device
         if execution.compiled:
             compile_blocks(network)
         self._rates = torch.tensor(rates(network), device=device)
         self.blocks = len(self._rates)
-        self._depth = torch.ones(self.blocks, recipe.batch_size, device=device)
+        self._depth = torch.ones(self.blocks, share, device=device)
         give_factors(network, self._depth)
+        self._network = ranks.averaging(network)
+        self._captures = execution.cuda_graph and ranks.size() == 1
         self._draws: Draws | None = None
-        self._offsets = torch.arange(recipe.batch_size, device=device)
+        self._offsets = ranks.rank() * share + torch.arange(share, device=device)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -65,7 +67,7 @@ class TrainingStep:
         self._not_finite = torch.zeros((), device=device)
         optimizer.found_inf, optimizer.grad_scale = self._not_finite, None  # type: ignore[attr-defined]
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._aside = torch.cuda.Stream(device) if execution.cuda_graph else None  # type: ignore[no-untyped-call]
+        self._aside = torch.cuda.Stream(device) if self._captures else None  # type: ignore[no-untyped-call]
         self._launched = 0
 
     def begin_epoch(self, draws: Draws, factors: list[float]) -> None:
@@ -81,7 +83,7 @@ class TrainingStep:
 
     def __call__(self) -> None:
         """Queue the epoch's next step."""
-        if not self._execution.cuda_graph:
+        if not self._captures:
             self._compute()
         elif self._launched < graphs.WARM_UP:  # real steps, launched kernel by kernel
             graphs.aside(self._compute, self._device, stream=self._aside)
@@ -128,10 +130,10 @@ class TrainingStep:
         with self._execution.precision(self._device, self._recipe.precision):
             logits: Tensor = self._network(images)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing)
-        self._not_finite.copy_(torch.maximum(self._not_finite, (~torch.isfinite(loss.detach())).float()))
+        self._not_finite.copy_(torch.maximum(self._not_finite, ranks.total((~torch.isfinite(loss.detach())).float())))
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        self._loss_sum += loss.detach()
-        self._correct += (logits.detach().argmax(1) == labels).sum()
+        self._loss_sum += ranks.mean(loss.detach())
+        self._correct += ranks.total((logits.detach().argmax(1) == labels).sum())
         self._step += 1

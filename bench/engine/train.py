@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bench import stopping
 from bench.engine import network as networks
+from bench.engine import ranks
 from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.device_data import IMAGENET_MEAN, IMAGENET_STD, DeviceSplit, draw_epoch
 from bench.engine.evaluate import accuracy, evaluate
@@ -59,6 +60,7 @@ class Progress:
     diverged: bool = False
     execution: Execution = field(default_factory=Execution)
     partial: dict[str, Any] | None = None  # of an epoch that was left in its middle
+    processes: list[int] = field(default_factory=list)  # how many trained the run, one number for each time that it changed
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,9 @@ def train(
         progress = Progress(**state["progress"])
         progress.restarts += 1
         observer.resumed(progress.epochs, progress.timings)
+    ranks.wait_for_all()  # nobody writes a checkpoint before all have read this one
+    if progress.processes[-1:] != [ranks.size()]:
+        progress.processes.append(ranks.size())
     use_methods(network, progress.execution.depthwise)
 
     def save() -> None:
@@ -181,7 +186,7 @@ def train(
         network.train()
         for done in steps_of(step, splits.train, recipe, seed=run.seed, epoch=epoch, steps=steps, partial=progress.partial):
             observer.step(epoch, done, steps)
-            if stopping.wanted():
+            if ranks.any_of(stopping.wanted(), device):
                 if best:
                     checkpoint.save_best(best)
                 progress.partial = step.partial() | {"seconds": time.perf_counter() - started}
