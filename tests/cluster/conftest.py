@@ -93,7 +93,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             time.sleep(1)
         else:
             logs = "\n".join((folder / f"{command[0]}.log").read_text()[-1000:] for command in commands)
-            pytest.skip(f"Slurm is installed, but does not become ready here:\n{info.stderr}\n{logs}")
+            pytest.fail(f"Slurm did not become ready:\n{info.stderr}\n{logs}")
         yield variables
     finally:
         subprocess.run(["scancel", "--user=root"], env=os.environ | variables, capture_output=True)
