@@ -75,7 +75,7 @@ def _peaks(report: Report) -> str:
     peak, vendor = report["peak"], report["vendor_peak"]
     measured = (
         f"Measured peaks: {peak['fp32_flops_per_second'] / 1e12:.3g} TFLOP/s in fp32, "
-        f"{peak['bf16_flops_per_second'] / 1e12:.3g} in bf16, copies at {peak['bytes_per_second'] / 1e9:.3g} GB/s"
+        f"{peak['bf16_flops_per_second'] / 1e12:.3g} in bf16, copies at {peak['bytes_per_second'] / 1e9:.4g} GB/s"
     )
     if vendor is None:
         return f"{measured}."
