@@ -102,10 +102,13 @@ def test_a_job_array_survives_a_kill_a_preemption_and_its_front_and_ends_in_the_
     again = output(grid(results, **slurm, **SLURM))
     with capsys.disabled():
         print(f"\n{again}")
-    assert "Requeued job" in (log / f"{job}_1_0_log.out").read_text()
+    its_log = (log / f"{job}_1_0_log.out").read_text()
+    assert "Requeued job" in its_log
     assert sorted(path.name for path in (results / "cluster").iterdir()) == ["1", "2"], "the killed task's runs, once more"
-    preempted = {name: record["timings"]["restarts"] for name, record in records(results).items() if name in array["tasks"][1]}
-    assert max(preempted.values()) == 1, preempted
+    # Slurm repeats a signal whose delivery was not confirmed in time, as on a busy machine: then the task is preempted again
+    starts = its_log.count("Starting with JobEnvironment")
+    restarts = [record["timings"]["restarts"] for name, record in records(results).items() if name in array["tasks"][1]]
+    assert 1 <= max(restarts) < starts, its_log
     assert output(grid(results, "--status", **slurm)) == "6 done\n"
     assert same_records(serial, results)
     assert report_with_timings_of(serial, results) == (serial / "RESULTS.md").read_text()
