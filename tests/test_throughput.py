@@ -108,10 +108,16 @@ def test_least_bytes_by_hand() -> None:
 
 
 def test_measured_peaks_are_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roofline, "seconds_of", lambda work, device: 0.5)
+    monkeypatch.setattr(roofline, "seconds_of", lambda work, device: 0.05)
     peak = roofline.measured_peak(CPU)
-    assert peak["fp32_flops_per_second"] == peak["bf16_flops_per_second"] == 2 * 2048**3 / 0.5
-    assert peak["bytes_per_second"] == 2 * 4 * 2**26 / 0.5
+    assert peak["fp32_flops_per_second"] == peak["bf16_flops_per_second"] == 2 * 2048**3 / 0.05
+    assert peak["bytes_per_second"] == 2 * 4 * 2**26 / 0.05
+
+
+def test_a_slow_type_is_not_measured_on_large_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cores without bf16 units take a minute for the eight products that cores with them do in a second."""
+    monkeypatch.setattr(roofline, "seconds_of", lambda work, device: 13.0)
+    assert roofline.measured_peak(CPU)["bf16_flops_per_second"] == 2 * 256**3 / 13.0
 
 
 # ---- loops -------------------------------------------------------------------------------------------------------------

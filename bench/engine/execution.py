@@ -119,9 +119,13 @@ class Measurements:
         self._seconds: dict[str, dict[str, float]] = self._read().get(self._machine, {})
 
     def bf16(self) -> Literal["units", "fp32"]:
-        """How to compute in bf16: a linear layer's forward and backward pass decides. A GPU has units."""
+        """How to compute in bf16. A GPU has units."""
+        return "fp32" if self.bf16_emulation() > FASTER_BY["cpu"] else "units"
+
+    def bf16_emulation(self) -> float:
+        """How many times as long as in fp32 on rounded operands a linear layer's two passes take in the library's bf16."""
         if self._device.type != "cpu":
-            return "units"
+            return 0.0
 
         def times() -> dict[str, float]:
             layer = nn.Linear(384, 1536)
@@ -132,7 +136,7 @@ class Measurements:
             }
 
         seconds = self._once("bf16", times)
-        return "fp32" if seconds["fp32"] * FASTER_BY["cpu"] < seconds["units"] else "units"
+        return seconds["units"] / seconds["fp32"]
 
     def depthwise(self, side: int, width: int, precision: Precision, arithmetic: Execution) -> Method:
         """The method for 7x7 depthwise convolutions of ``width`` channels on maps of ``side``."""

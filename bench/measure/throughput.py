@@ -16,7 +16,7 @@ from bench import environment
 from bench.engine import network as networks
 from bench.engine.device_data import DeviceSplit
 from bench.engine.evaluate import BATCH as EVALUATION_BATCH
-from bench.engine.execution import Choices, Execution, choose
+from bench.engine.execution import Choices, Execution, Measurements, choose
 from bench.engine.graphs import WARM_UP
 from bench.experiment import Experiment
 from bench.measure import loops, roofline
@@ -56,6 +56,7 @@ LOOPS = (
     COMPILED,
 )
 PLAIN = (REFERENCE_DEPTHWISE, LIBRARY_BF16, NOT_DETERMINISTIC)
+MOST_EMULATION = 8.0  # times as slow: from there on a single step of the library's bf16 takes the better part of a minute
 RATIOS = (
     (OURS, BARE),
     (OURS, CONVENTIONAL),
@@ -98,6 +99,7 @@ class Bench:
         self._images, self._labels = images, labels
         self._split = DeviceSplit(images, labels, padding=4, mean=loops.MEAN, std=loops.STD, device=device)
         self._energy = EnergyCounter(device)
+        self._measurements = Measurements(device, choices.kept)
 
     def report(self, headline: Experiment, families: dict[str, Experiment]) -> Report:
         """Measure the loops on ``headline`` and every family.
@@ -138,7 +140,7 @@ class Bench:
         for name, make in self._contenders(experiment, execution, flags).items():
             self._say(name)
             contenders[name] = make()
-            contenders[name](WARM_UP + 2)  # plans, allocations, workers, a graph
+            contenders[name](WARM_UP + 2 if self._device.type == "cuda" else 2)  # plans, allocations, workers, a graph
         speeds = interleaved(
             contenders, images=batch_size, device=self._device, window_seconds=self._window_seconds, windows=self._windows
         )
@@ -195,7 +197,7 @@ class Bench:
             variants[IN_FP32] = lambda: mine(replace(self._choose(in_fp32), compiled=False), experiment=in_fp32)
         if execution.depthwise:
             variants[REFERENCE_DEPTHWISE] = lambda: mine(replace(plain, depthwise={}))
-        if execution.bf16 != "units" and self._search:  # many seconds a step
+        if execution.bf16 != "units" and self._search and self._measurements.bf16_emulation() < MOST_EMULATION:
             variants[LIBRARY_BF16] = lambda: mine(replace(plain, bf16="units"))
         if execution.cuda_graph:
             variants[NO_GRAPH] = lambda: mine(replace(execution, cuda_graph=False))
