@@ -22,7 +22,7 @@ KINDS = (
 _OPERATORS = {
     CONVOLUTION: """
         conv1d conv2d convolution convolution_backward convolution_overrideable cudnn_convolution mkldnn_convolution
-        slow_conv2d_backward slow_conv2d_forward thnn_conv2d conv_depthwise2d
+        nnpack_spatial_convolution slow_conv2d_backward slow_conv2d_forward thnn_conv2d conv_depthwise2d
         """,
     MATRIX: "addbmm addmm addmm_activation addmv baddbmm bmm dot einsum linear matmul mm mkldnn_linear mv",
     NORM: """
@@ -45,9 +45,10 @@ _OPERATORS = {
         """,
     BOOKKEEPING: """
         alias as_strided broadcast_to broadcast_tensors can_cast chunk conj detach empty empty_like empty_strided expand expand_as
-        flatten is_nonzero item lift_fresh local_scalar_dense mT movedim narrow new_empty new_empty_strided numpy_T permute
-        promote_types requires_grad reshape reshape_alias resize resolve_conj resolve_neg result_type select set slice split
-        split_with_sizes squeeze swapaxes t T transpose type_as unbind unflatten unsafe_split unsafe_view unsqueeze view view_as
+        flatten is_nonzero item lift_fresh local_scalar_dense mT movedim narrow new_empty new_empty_strided nnpack_available
+        numpy_T permute promote_types requires_grad reshape reshape_alias resize resize_as resolve_conj resolve_neg result_type
+        select set slice split split_with_sizes squeeze swapaxes t T transpose type_as unbind unflatten unsafe_split unsafe_view
+        unsqueeze view view_as
         """,
 }  # in the spelling of :func:`_stem`
 _KIND_OF = {operator: kind for kind, operators in _OPERATORS.items() for operator in operators.split()}
