@@ -26,8 +26,8 @@ def test_augmented_batches_are_torchvisions_crop_flip_and_normalise() -> None:
     assert draws.flip.any() and not draws.flip.all()
     raw = torch.from_numpy(images(7, 32, 3)).permute(0, 3, 1, 2)
     seen = 0
-    for places in torch.arange(6).split(3):
-        batch, labels = split().augmented(draws, places)
+    for located in split().located(draws)[:6].split(3):
+        batch, labels = split().augmented(located)
         assert batch.shape == (3, 3, 32, 32) and batch.dtype == torch.float32
         assert batch.is_contiguous(memory_format=torch.channels_last)
         for image, label in zip(batch, labels, strict=True):

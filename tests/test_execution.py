@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
+from bench.engine import ranks
 from bench.engine.bf16 import Bf16InFp32
 from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.device_data import DeviceSplit, draw_epoch
@@ -138,7 +139,10 @@ def test_nothing_is_read_back_inside_an_epoch(execution: Execution) -> None:
     assert reads.count > 0, "the counter counts"
 
 
-def test_no_step_after_a_bad_loss_touches_the_weights() -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_step_after_a_bad_loss_touches_the_weights(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many processes see a bad loss: what they say is summed, and the optimizer heeds 1 alone."""
+    monkeypatch.setattr(ranks, "total", lambda value: value * processes)
     dataset = data.load("tiny_fashion_mnist")
     images = np.zeros((20, 32, 32, 3), np.uint8)
     split = DeviceSplit(images, dataset.train.labels[:20], padding=0, mean=(0.5,), std=(0.5,), device=CPU)

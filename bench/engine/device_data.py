@@ -84,17 +84,26 @@ class DeviceSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def augmented(self, draws: Draws, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Return augmented ``[B, 3, 32, 32]`` float32 images (channels last in memory) and their ``[B]`` labels.
+    def located(self, draws: Draws) -> Tensor:
+        """Where the pixels of an epoch's images lie, crop and flip included, and their labels: ``[N, H + W + 1]`` int64.
+
+        In the epoch's order, for each image: its H rows among those of all images, one image below the other; its W columns, from
+        left to right or, mirrored, from right to left; its label.
+        """
+        first = draws.order * self.images.shape[1] + draws.top
+        rows_NH = first[:, None] + self._offsets
+        columns_NW = draws.left[:, None] + torch.where(draws.flip[:, None], self._offsets.flip(0), self._offsets)
+        return torch.cat([rows_NH, columns_NW, self.labels[draws.order, None]], dim=1)
+
+    def augmented(self, located: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``[B, 3, 32, 32]`` float32 images (channels last in memory) and their ``[B]`` labels.
 
         Args:
-            places: ``[B]`` places in the epoch's order, on the device.
+            located: ``[B, H + W + 1]``, some of :meth:`located`.
         """
-        index, flip = draws.order[places], draws.flip[places]
-        # gather, crop and flip are one indexing: [B, 1, 1], [B, H, 1] and [B, 1, W] select [B, H, W, C]
-        rows = (draws.top[places, None] + self._offsets)[:, :, None]
-        columns = draws.left[places, None] + torch.where(flip[:, None], self._offsets.flip(0), self._offsets)
-        return self._normalise(self.images[index[:, None, None], rows, columns[:, None, :]]), self.labels[index]
+        rows_BH, columns_BW, labels_B = located[:, :SIDE], located[:, SIDE:-1], located[:, -1]
+        images_BHWC = self.images.flatten(0, 1)[rows_BH[:, :, None], columns_BW[:, None, :]]
+        return self._normalise(images_BHWC), labels_B
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, in order, not augmented, as :meth:`augmented` gives them; the last batch may be smaller."""

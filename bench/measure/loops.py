@@ -156,11 +156,12 @@ def eager_on_device(
     network = network.to(device=device, memory_format=layout).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=flags.fused or None)
     draws = draw_epoch(len(split), seed=seed, epoch=1, padding=4, flip=True, blocks=0, device=device)
+    located = split.located(draws)
     places = torch.arange(batch_size, device=device)
 
     def do(steps: int) -> None:
         for step in range(steps):
-            images, labels = split.augmented(draws, (places + step * batch_size) % len(split))
+            images, labels = split.augmented(located[(places + step * batch_size) % len(split)])
             with torch.autocast(device.type, dtype=torch.bfloat16) if flags.bf16 else nullcontext():
                 logits = network(images.to(memory_format=layout))
                 loss = functional.cross_entropy(logits, labels)
