@@ -29,6 +29,7 @@
 #= FUZZ       test-reliability: how many times as many inputs to the readers as in `make test` (4)
 #= PORT       tensorboard: where it listens, on this machine alone (6006)
 #= QUICK      bench-throughput: QUICK=1 measures the loops and two networks only
+#= IMAGES     figures, all: IMAGES=none leaves test images out of the attention maps, for a ledger that is published
 #= UPGRADE    lock: UPGRADE=1 moves every package to its newest release
 #= TARGET     container: the targets to make inside: TARGET=all
 #= GPUS       container, shell: which GPUs (all); GPUS=none on a machine without one
@@ -191,8 +192,9 @@ tensorboard: $(INSTALLED)  ## Show the training curves and the profiler's traces
 report: $(INSTALLED)  ## Write RESULTS.md, report.html, results.csv and results.json from the ledger
 	$(PYTHON) -m bench report
 
+FIGURES = $(PYTHON) -m bench figures$(if $(filter none,$(IMAGES)), --without-images)
 figures: $(INSTALLED)  ## Draw the ledger's figures into its folder figures, as SVG and PNG
-	$(PYTHON) -m bench figures
+	$(FIGURES)
 
 doctor: $(INSTALLED)  ## Look at this machine: what is missing, and what to do
 	@$(PYTHON) -m bench doctor
@@ -202,7 +204,7 @@ verify: $(INSTALLED)  ## Check again that records, report, locks and data are un
 
 all: $(INSTALLED)  ## Data, every run that is due, figures, report
 	$(if $(filter smoke,$(PROFILE)),,$(DATA))
-	@$(call GRID_AND_REPORT,$(PYTHON) -m bench figures)
+	@$(call GRID_AND_REPORT,$(FIGURES))
 
 # The sources whose change makes a record's commit "dirty"; bench/environment.py has the same list.
 SOURCES = bench models data requirements.lock

@@ -33,6 +33,7 @@ EXTRA = (
     "throughput",
     "gpu_seconds_per_epoch",
     "quick",
+    "without_images",
     "name",
     "before",
     "after",
@@ -70,6 +71,10 @@ def parser() -> argparse.ArgumentParser:
         "verify": "whether records, report, locks and data are undamaged",
     }.items():
         command = commands.add_parser(name, parents=[shared], help=text, description=text, allow_abbrev=False)
+        if name == "figures":
+            command.add_argument(
+                "--without-images", action="store_true", help="leave test images out of the attention maps, for a ledger to publish"
+            )
         if name == "throughput":
             command.add_argument("--quick", action="store_true", help="the loops and two networks only")
         if name == "grid":
@@ -226,11 +231,11 @@ def _report(chosen: Settings) -> int:
     return 0
 
 
-def _figures(chosen: Settings) -> int:
+def _figures(chosen: Settings, without_images: bool) -> int:
     from bench.report.figures import write_figures
     from bench.report.figures.events import write_events
 
-    outcome = write_figures(chosen.results, datasets=chosen.datasets, device=chosen.device)
+    outcome = write_figures(chosen.results, datasets=chosen.datasets, device=chosen.device, images=not without_images)
     for path in [*outcome.written, write_events(chosen.results)]:
         print(f"wrote {path}")
     for line in outcome.left_out:

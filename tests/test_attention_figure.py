@@ -133,8 +133,8 @@ def smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Scope, Path]
     return Scope("smoke", None, (row_of(record),)), results
 
 
-def write_maps(scope: Scope, results: Path) -> list[Path]:
-    return attention_file.write_missing(scope, results=results, datasets=results, device="cpu")
+def write_maps(scope: Scope, results: Path, images: bool = True) -> list[Path]:
+    return attention_file.write_missing(scope, results=results, datasets=results, device="cpu", images=images)
 
 
 def test_attention_of_a_trained_run(smoke: tuple[Scope, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +159,26 @@ def test_attention_of_a_trained_run(smoke: tuple[Scope, Path], capsys: pytest.Ca
         assert any(word.startswith(shown) and word.endswith(f" with {100 * example.confidence:.0f} %") for word in words)
     assert {"P2, 8×8", "P3, 4×4", "classified incorrectly"} <= set(words)
     assert any(examined.rule in word and "seed 0" in word for word in words)
+
+
+def test_maps_without_images_hold_none_and_name_them(smoke: tuple[Scope, Path]) -> None:
+    scope, results = smoke
+    (path,) = write_maps(scope, results)
+    with_images, size = attention_file.read(path), path.stat().st_size
+    assert with_images.with_images
+    assert write_maps(scope, results, images=False) == [path], "what is there holds images"
+    assert write_maps(scope, results, images=False) == [], "and now it holds none"
+    examined = attention_file.read(path)
+    pixels = 32 * 32 * 3 * len(examined.examples)
+    assert not examined.with_images and size - path.stat().st_size > pixels, "in base64"
+    for one, other in zip(examined.examples, with_images.examples, strict=True):
+        assert (one.index, one.label, one.confidence) == (other.index, other.label, other.confidence)
+        assert {site: grid.tolist() for site, grid in one.maps.items()} == {s: g.tolist() for s, g in other.maps.items()}
+    with style.applied():
+        words = words_of(attention_maps.draw(examined))
+    assert {f"test image\n{example.index}" for example in examined.examples} <= set(words)
+    assert "P3, upsampled" in words and "P3, overlaid" not in words
+    assert write_maps(scope, results) == [path] and attention_file.read(path).with_images, "back again, where the data are"
 
 
 def test_weights_that_are_not_the_records_are_refused(smoke: tuple[Scope, Path], tmp_path: Path) -> None:

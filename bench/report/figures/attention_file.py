@@ -1,11 +1,12 @@
 """The examples of a run with attention as a small JSON file: ``results/attention/<run>.json``, the run named as its record is.
 
-A run's weights (``best.pt``) are large and stay where it was made; the file can be published, and the figure needs nothing else.
+A run's weights (``best.pt``) are large and stay where it was made; the file is small, and the figure needs nothing else. It holds
+the test images that are shown, unless it was asked to leave them out: CIFAR-100 states no licence to publish them under.
 """
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ class Examined:
     rule: str
     examples: list[Example]
 
+    @property
+    def with_images(self) -> bool:
+        """Whether the file holds the images too."""
+        return all(example.image is not None for example in self.examples)
+
 
 def find(scope: Scope, results: Path) -> Examined | None:
     """The file of the lowest seed of ``stem_dual``, or None.
@@ -54,10 +60,11 @@ def find(scope: Scope, results: Path) -> Examined | None:
     return next((read(path) for path in paths if path.exists()), None)
 
 
-def write_missing(scope: Scope, *, results: Path, datasets: Path, device: str) -> list[Path]:
+def write_missing(scope: Scope, *, results: Path, datasets: Path, device: str, images: bool = True) -> list[Path]:
     """Write the file of every run of ``stem_dual`` whose weights are at hand, unless it is there and of these weights.
 
     Args:
+        images: whether the file is to hold the images.
         device: where the network runs, as :func:`bench.environment.choose_device` takes it.
 
     Raises:
@@ -74,9 +81,11 @@ def write_missing(scope: Scope, *, results: Path, datasets: Path, device: str) -
             continue
         dataset = data.load(run.experiment.dataset, datasets)
         network = load(run, best, classes=len(dataset.classes), device=choose_device(device))
-        if path.exists() and read(path).weights_sha256 == sha256_of_weights(network):
-            continue
-        text = canonical_json(describe(run, record, network, dataset)).encode()
+        if path.exists():
+            present = read(path)
+            if present.weights_sha256 == sha256_of_weights(network) and present.with_images == images:
+                continue
+        text = canonical_json(describe(run, record, network, dataset, images=images)).encode()
         write_atomically(path, lambda file, text=text: file.write(text))  # type: ignore[misc]
         written.append(path)
     return written
@@ -118,8 +127,8 @@ def load(run: Run, best: Path, *, classes: int, device: torch.device) -> ConvNeX
     return network
 
 
-def describe(run: Run, record: Record, network: ConvNeXt, dataset: data.Dataset) -> dict[str, Any]:
-    """The content of a file: examples of the run's test split.
+def describe(run: Run, record: Record, network: ConvNeXt, dataset: data.Dataset, *, images: bool) -> dict[str, Any]:
+    """The content of a file: examples of the run's test split, with or without the images themselves.
 
     Raises:
         UserError: the accuracy of the weights is not that of the record.
@@ -148,7 +157,7 @@ def describe(run: Run, record: Record, network: ConvNeXt, dataset: data.Dataset)
         "data": {"name": dataset.name, "test_sha256": dataset.test.sha256},
         "test": counts,
         "rule": RULE,
-        "examples": [_encoded(example) for example in examples],
+        "examples": [_encoded(example if images else replace(example, image=None)) for example in examples],
     }
 
 
@@ -177,9 +186,10 @@ def read(path: Path) -> Examined:
 
 
 def _encoded(example: Example) -> dict[str, Any]:
+    pixels = example.image
     return {
         "index": example.index,
-        "image": {"shape": list(example.image.shape), "base64": base64.b64encode(example.image.tobytes()).decode()},
+        "image": None if pixels is None else {"shape": list(pixels.shape), "base64": base64.b64encode(pixels.tobytes()).decode()},
         "label": example.label,
         "predicted": example.predicted,
         "confidence": example.confidence,
@@ -188,10 +198,12 @@ def _encoded(example: Example) -> dict[str, Any]:
 
 
 def _decoded(content: dict[str, Any]) -> Example:
-    pixels = np.frombuffer(base64.b64decode(content["image"]["base64"], validate=True), dtype=np.uint8)
+    image = content["image"]
     return Example(
         index=content["index"],
-        image=pixels.reshape(content["image"]["shape"]),
+        image=None
+        if image is None
+        else np.frombuffer(base64.b64decode(image["base64"], validate=True), dtype=np.uint8).reshape(image["shape"]),
         label=content["label"],
         predicted=content["predicted"],
         confidence=content["confidence"],

@@ -16,9 +16,9 @@ from bench.report.figures.style import INK, LARGE, MEDIUM, QUIET, SITE_COLOURS, 
 TITLE = "CIFAR-100: what the attention blocks of the dual model look at (CIFAR stem)"
 CAPTION = (
     "For each test image the attention that each position receives, averaged over heads and queries, as a multiple of what "
-    "it would receive if all were alike: the map of P2 (8x8) beside that of P3 (4x4), each also upsampled and laid over the "
-    "image. One colour scale for all maps, from the least to the most attention among them. Above each image its class, and "
-    "the prediction with its confidence."
+    "it would receive if all were alike: the map of P2 (8x8) beside that of P3 (4x4), each also upsampled, and laid over the "
+    "image where that is shown. One colour scale for all maps, from the least to the most attention among them. Above each "
+    "example its class, and the prediction with its confidence."
 )
 
 COLOURS = colormaps["viridis"]  # even steps of lightness, for every kind of colour vision
@@ -39,8 +39,13 @@ def upsampled(grid: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     return result
 
 
-def overlay(image: NDArray[np.uint8], grid: NDArray[np.float64], scale: Normalize) -> NDArray[np.float64]:
-    """The colours of a map over the grey of its image: ``[H, W, 3]`` in 0 to 1, from ``[H, W, C]`` uint8 and a map of any size."""
+def overlay(image: NDArray[np.uint8] | None, grid: NDArray[np.float64], scale: Normalize) -> NDArray[np.float64]:
+    """The colours of a map over the grey of its image: ``[H, W, 3]`` in 0 to 1, from ``[H, W, C]`` uint8 and a map of any size.
+
+    Without an image the upsampled map alone, ``[PIXELS, PIXELS, 3]``.
+    """
+    if image is None:
+        return np.asarray(COLOURS(scale(upsampled(grid, PIXELS)))[..., :3])
     grey = image.mean(axis=2, keepdims=True) / 255
     heat = COLOURS(scale(upsampled(grid, image.shape[0])))[..., :3]
     mixed: NDArray[np.float64] = (1 - OPACITY) * grey + OPACITY * heat
@@ -76,15 +81,24 @@ def draw(examined: Examined) -> Figure:
 
 
 def _line(canvas: Axes, left: float, bottom: float, example: Example, scale: Normalize, *, named: bool) -> None:
-    """One example: the image, then for each site its map and the map over the image; ``named``: with the columns' names above."""
-    panels = [(_enlarged(example.image / 255), "image", INK)]
+    """One example: the image, then for each site its map and the map over the image; ``named``: with the columns' names above.
+
+    The image's place holds its number in the test split where it was left out.
+    """
+    shown, over = (None, "upsampled") if example.image is None else (_enlarged(example.image / 255), "overlaid")
+    panels = [(shown, "image", INK)]
     for site, received in sorted(example.maps.items()):
         grid, colour = relative(received), SITE_COLOURS[site]
         panels.append((_enlarged(COLOURS(scale(grid))[..., :3]), f"{site}, {grid.shape[0]}×{grid.shape[1]}", colour))
-        panels.append((_enlarged(overlay(example.image, grid, scale)), f"{site}, overlaid", colour))
+        panels.append((_enlarged(overlay(example.image, grid, scale)), f"{site}, {over}", colour))
     for column, (pixels, name, colour) in enumerate(panels):
         x = left + column * (PANEL_SIDE + GAP)
-        canvas.imshow(pixels, extent=(x, x + PANEL_SIDE, bottom, bottom + PANEL_SIDE), interpolation="none", aspect="auto")
+        if pixels is None:
+            words = f"test image\n{example.index}"
+            canvas.text(x + PANEL_SIDE / 2, bottom + PANEL_SIDE / 2, words, ha="center", va="center", fontsize=SMALL, color=QUIET)
+        else:
+            extent = (x, x + PANEL_SIDE, bottom, bottom + PANEL_SIDE)
+            canvas.imshow(pixels, extent=extent, interpolation="none", aspect="auto")
         if named:
             canvas.text(x + PANEL_SIDE / 2, bottom + PANEL_SIDE + TEXT, name, ha="center", fontsize=SMALL, color=colour)
     guess = "predicted" if example.correct else f"taken for {example.predicted.replace('_', ' ')}"
@@ -114,4 +128,9 @@ def _note(examined: Examined) -> str:
         f"profile {run['profile']}, {run['experiment']}, seed {run['seed']}, weights of epoch {examined.epoch}, "
         f"{100 * test['correct'] / test['images']:.2f} % of {test['images']:,} test images correct.\n"
         f"Examples: {examined.rule}."
+        + (
+            ""
+            if examined.with_images
+            else "\nThe images are left out, for CIFAR-100 states no licence: the numbers are their places in the run's test split."
+        )
     )

@@ -33,7 +33,7 @@ class Example:
     """A test image and what the network made of it."""
 
     index: int  # in the test split of the run
-    image: NDArray[np.uint8]  # [32, 32, C]
+    image: NDArray[np.uint8] | None  # [32, 32, C]; None in what was published without the images
     label: str
     predicted: str
     confidence: float  # the softmax of the prediction, 0 to 1

@@ -70,7 +70,7 @@ class Outcome:
     left_out: list[str] = field(default_factory=list)
 
 
-def write_figures(results: Path, *, datasets: Path, device: str) -> Outcome:
+def write_figures(results: Path, *, datasets: Path, device: str, images: bool = True) -> Outcome:
     """Draw every figure of a ledger, and remove those of an earlier call that it no longer has rows for.
 
     Where the weights of a ``stem_dual`` run are at hand, its attention maps are computed first; see :mod:`attention_file`.
@@ -78,6 +78,7 @@ def write_figures(results: Path, *, datasets: Path, device: str) -> Outcome:
     Args:
         results: the ledger's folder.
         datasets, device: for the attention maps.
+        images: whether these are laid over their test images, which the files in the results folder then hold.
 
     Raises:
         UserError: a record cannot be read, a figure cannot be written, or weights are not those of their record.
@@ -88,7 +89,7 @@ def write_figures(results: Path, *, datasets: Path, device: str) -> Outcome:
     with style.applied():
         outcome.written += style.save(architecture.draw(), results / "figures" / ARCHITECTURE, architecture.TITLE)
     for scope in scopes(found):
-        outcome.written += attention_file.write_missing(scope, results=results, datasets=datasets, device=device)
+        outcome.written += attention_file.write_missing(scope, results=results, datasets=datasets, device=device, images=images)
         _write_scope(scope, results, outcome)
     if len(outcome.written) == 2:
         outcome.left_out.append(f"all but the architecture: {results} has no finished run of a profile other than smoke")
