@@ -1,5 +1,6 @@
 """What only a GPU can show: graphs, synchronisation, determinism, memory. Skipped where torch sees none."""
 
+import copy
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import data
 from bench import grid
@@ -32,6 +34,7 @@ from bench.measure.timing import peak_memory
 from bench.profiles import smoke
 from models import Attention
 from models.depthwise import Method
+from models.patches import compute_patches_by
 from tests.conftest import Recorder
 from tests.test_depthwise import outputs_and_gradients, reference, use_methods
 from tests.test_grid import chosen
@@ -40,7 +43,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch see
 CUDA = torch.device("cuda", 0)
 GRAPH = Execution(cuda_graph=True)
 TRITON: dict[int, Method] = dict.fromkeys((1, 2, 4, 8, 16), "triton")
-EVERYTHING = replace(GRAPH, depthwise=TRITON, compiled=True)
+EVERYTHING = replace(GRAPH, depthwise=TRITON, patches="matrix", compiled=True)
 
 
 def small(name: str, **recipe: Any) -> Run:
@@ -126,6 +129,16 @@ def test_depthwise_methods_agree(method: Method, side: int, layout: torch.memory
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(("patch", "side"), [(2, 2), (2, 8), (4, 32)])
+def test_patch_methods_agree(patch: int, side: int) -> None:
+    convolution = nn.Conv2d(6, 10, patch, stride=patch).double().to(CUDA)
+    faster = copy.deepcopy(convolution)
+    compute_patches_by(faster, "matrix")
+    x = torch.randn(5, 6, side, side, dtype=torch.float64, device=CUDA).to(memory_format=torch.channels_last)
+    for mine, theirs in zip(outputs_and_gradients(faster, x), outputs_and_gradients(convolution, x), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+
+
 def test_the_choice_is_measured_here(tmp_path: Path) -> None:
     network = networks.build(Model(), classes=10, seed=0)
     execution = choose(network, "bf16", CUDA, Choices(kept=tmp_path / "measured.json"), steps=10)
@@ -140,8 +153,9 @@ def test_every_mode_gives_the_references_losses(tmp_path: Path) -> None:
         "pairs": replace(GRAPH, depthwise={1: "pairs", 2: "pairs", 4: "pairs"}),
         "matrix": replace(GRAPH, depthwise={1: "matrix", 2: "matrix", 4: "matrix", 8: "matrix"}),
         "triton": replace(GRAPH, depthwise=TRITON),
+        "patches": replace(GRAPH, patches="matrix"),
         "compiled": replace(GRAPH, compiled=True),
-        "all": replace(GRAPH, depthwise=TRITON, compiled=True),
+        "all": EVERYTHING,
     }
     for name, mode in modes.items():
         found = [entry["train"]["loss"] for entry in trained(run, tmp_path / name, mode)["epochs"]]

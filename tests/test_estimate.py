@@ -30,6 +30,12 @@ def test_a_network_is_timed_on_the_device() -> None:
     assert 0.1 < seconds < 600
 
 
+@pytest.mark.parametrize(("each", "times"), [(0.1, 3), (1.1, 2), (30.0, 1)])
+def test_what_takes_long_is_timed_less_often(each: float, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Estimator, "_timed", lambda self, work: each)
+    assert Estimator(CPU, Choices())._times(lambda: None, 3) == [each] * times
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3540, "59 min"), (3600, "1 h 00 min"), (12_000, "3 h 20 min")]
 )

@@ -27,10 +27,12 @@ from bench.errors import UserError
 from bench.experiment import Recipe, canonical_json
 from models.convnext import convnext_tiny
 from models.depthwise import DepthwiseConv2d, depthwise_maps
+from models.patches import PatchConv2d, patch_layers
 from models.vit import vit
 from tests.conftest import CPU, Recorder, small_network, small_run, train_small
 
 PAIRS = Execution(depthwise={1: "pairs", 2: "pairs", 4: "pairs"})
+PATCHES = Execution(patches="matrix")
 MATRIX = Execution(depthwise={1: "matrix", 2: "matrix", 4: "matrix", 8: "matrix"})
 
 
@@ -48,11 +50,14 @@ def losses(record: dict[str, Any]) -> list[float]:
     [
         (PAIRS, "fp32", 1e-5),
         (MATRIX, "fp32", 1e-5),
+        (PATCHES, "fp32", 1e-5),
         (Execution(compiled=True), "fp32", 1e-5),
         (replace(PAIRS, compiled=True), "fp32", 1e-5),
         (PAIRS, "bf16", 3e-3),
         (Execution(bf16="fp32"), "bf16", 3e-3),
         (replace(PAIRS, bf16="fp32"), "bf16", 3e-3),
+        (PATCHES, "bf16", 3e-3),
+        (replace(PATCHES, bf16="fp32"), "bf16", 3e-3),
     ],
 )
 def test_every_mode_gives_the_references_losses(execution: Execution, precision: str, tolerance: float, tmp_path: Path) -> None:
@@ -65,7 +70,9 @@ def test_every_mode_gives_the_references_losses(execution: Execution, precision:
 
 def test_the_faster_methods_are_really_on(tmp_path: Path) -> None:
     network = small_network()
-    train_small(small_run(epochs=1), tmp_path, network=network, execution=PAIRS)
+    train_small(small_run(epochs=1), tmp_path, network=network, execution=replace(PAIRS, patches="matrix"))
+    methods = [module.method for module in network.modules() if isinstance(module, PatchConv2d)]
+    assert methods == ["matrix"] * 4, "the stem and three downsampling layers"
     convolutions = [module for module in network.modules() if isinstance(module, DepthwiseConv2d)]
     assert len(convolutions) == 4 and all(module.methods == PAIRS.depthwise for module in convolutions)
 
@@ -204,7 +211,8 @@ def test_a_method_must_be_clearly_faster(seconds: dict[str, float], method: str,
     fake_times(monkeypatch, seconds | {"units": 1.0, "fp32": 1.0})
     execution = choose(small_network(), "bf16", CPU, Choices(), steps=10)
     expected = {} if method == "convolution" else dict.fromkeys([1, 2, 4, 8], method)
-    assert execution == Execution(depthwise=expected)
+    patches = "matrix" if seconds["matrix"] < 0.8 else "convolution"  # of the same fake times
+    assert execution == Execution(depthwise=expected, patches=patches)
 
 
 def test_reference_and_fp32_measure_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,12 +247,14 @@ def test_measurements_are_kept_and_shared(tmp_path: Path) -> None:
     kept = tmp_path / "deep" / "measured.json"
     first = choose(small_network(), "bf16", CPU, Choices(kept=kept), steps=1)
     (by_key,) = json.loads(kept.read_text()).values()
-    assert set(by_key) == {"bf16"} | {f"depthwise {s}x{s}x{w} bf16 in {first.bf16}" for s, w in depthwise_maps(small_network())}
+    depthwise = {f"depthwise {s}x{s}x{w}" for s, w in depthwise_maps(small_network())}
+    patches = {f"patches {k}x{k} of {s}x{s}x{c} to {w}" for s, c, w, k in patch_layers(small_network())}
+    assert set(by_key) == {"bf16"} | {f"{layer} bf16 in {first.bf16}" for layer in depthwise | patches}
     for times in by_key.values():  # whatever was measured, from now on it is what the file says
         times.update(dict.fromkeys(times, 1.0) | {name: 0.1 for name in times if name == "matrix"})
     kept.write_text(json.dumps({Measurements(CPU, kept)._machine: by_key}))
     again = choose(small_network(), "bf16", CPU, Choices(kept=kept), steps=1)
-    assert set(again.depthwise.values()) == {"matrix"} or again.bf16 != first.bf16
+    assert (set(again.depthwise.values()), again.patches) == ({"matrix"}, "matrix") or again.bf16 != first.bf16
     assert again.bf16 == "units"
 
 

@@ -6,9 +6,10 @@ names it, and what a choice was measured on is kept beside the ledger, so that t
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from bench.errors import UserError
 from bench.experiment import Precision, canonical_json
 from bench.ledger import write_atomically
 from models.depthwise import Method, depthwise_maps, methods_for, use_methods
+from models.patches import PatchLayer, PatchMethod, compute_patches_by, patch_layers
 
 Switch = Literal["auto", "on", "off"]
 
@@ -30,6 +32,7 @@ FASTER_BY = {"cpu": 1.2, "cuda": 1.05}
 TIMED = 5  # measurements of each method, after one that warms up; the shortest decides, for other work can only lengthen them
 REPLAYED = 20  # of a graph in one measurement
 BATCH = 128  # images of a measurement: the recipes' batch
+IMAGE_CHANNELS = 3  # what has no more of them is an image, which needs no gradient
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Execution:
     """One mode. The default is the reference: plain PyTorch, step by step."""
 
     depthwise: Mapping[int, Method] = field(default_factory=dict)  # by the map's side; the rest are convolutions
+    patches: PatchMethod = "convolution"  # what downsamples or embeds patches
     bf16: Literal["units", "fp32"] = "units"  # the processor's own arithmetic, or fp32 on rounded operands
     compiled: bool = False
     cuda_graph: bool = False
@@ -48,6 +52,11 @@ class Execution:
         rounding = Bf16InFp32() if lower and self.bf16 == "fp32" else nullcontext()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=lower), rounding:
             yield
+
+    def use_in(self, network: nn.Module) -> None:
+        """Let a network's layers compute in the mode, in place; it lies on the device where it will compute."""
+        use_methods(network, self.depthwise)
+        compute_patches_by(network, self.patches)
 
     def described(self) -> dict[str, Any]:
         """The mode in a record's words."""
@@ -87,14 +96,17 @@ def choose(network: nn.Module, precision: Precision, device: torch.device, choic
     measured = Measurements(device, choices.kept)
     bf16 = measured.bf16() if precision == "bf16" else "units"
     methods: dict[int, Method] = {}
+    patches: PatchMethod = "convolution"
     if choices.depthwise == "auto":
         arithmetic = Execution(bf16=bf16)
+        patches = measured.patches(patch_layers(network), precision, arithmetic)
         for side, width in sorted(depthwise_maps(network)):
             if (method := measured.depthwise(side, width, precision, arithmetic)) != "convolution":
                 methods[side] = method
     pays_from = COMPILE_FROM_STEPS[device.type]
     return Execution(
         depthwise=methods,
+        patches=patches,
         bf16=bf16,
         compiled=choices.compile == "on" or (choices.compile == "auto" and pays_from is not None and steps >= pays_from),
         cuda_graph=device.type == "cuda" and choices.cuda_graph != "off",
@@ -153,13 +165,40 @@ class Measurements:
                 seconds[method] = self._timed(lambda: convolution(x), arithmetic, precision)
             return seconds
 
-        key = f"depthwise {side}x{side}x{width} {precision}" + (f" in {arithmetic.bf16}" if precision == "bf16" else "")
-        seconds = self._once(key, times)
+        seconds = self._once(self._in_arithmetic(f"depthwise {side}x{side}x{width}", precision, arithmetic), times)
         chosen: Method = "convolution"
         for method in candidates:
             if seconds[method] * FASTER_BY[self._device.type] < seconds[chosen]:
                 chosen = method
         return chosen
+
+    def patches(self, layers: Set[PatchLayer], precision: Precision, arithmetic: Execution) -> PatchMethod:
+        """The method for all of a network's convolutions over patches: the faster one in sum."""
+        seconds = {"convolution": 0.0, "matrix": 0.0}
+        for layer in sorted(layers):
+            key = f"patches {layer.patch}x{layer.patch} of {layer.side}x{layer.side}x{layer.channels} to {layer.width}"
+            its_seconds = self._once(
+                self._in_arithmetic(key, precision, arithmetic), partial(self._of_patches, layer, precision, arithmetic)
+            )
+            for method in seconds:
+                seconds[method] += its_seconds[method]
+        return "matrix" if seconds["matrix"] * FASTER_BY[self._device.type] < seconds["convolution"] else "convolution"
+
+    def _of_patches(self, layer: PatchLayer, precision: Precision, arithmetic: Execution) -> dict[str, float]:
+        convolution = nn.Conv2d(layer.channels, layer.width, layer.patch, stride=layer.patch).to(self._device)
+        convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = torch.randn(BATCH, layer.channels, layer.side, layer.side, device=self._device).to(memory_format=torch.channels_last)
+        x.requires_grad_(layer.channels > IMAGE_CHANNELS)
+        seconds: dict[str, float] = {}
+        methods: tuple[PatchMethod, ...] = ("convolution", "matrix")
+        for method in methods:
+            compute_patches_by(convolution, method)
+            seconds[method] = self._timed(lambda: convolution(x), arithmetic, precision)
+        return seconds
+
+    @staticmethod
+    def _in_arithmetic(key: str, precision: Precision, arithmetic: Execution) -> str:
+        return f"{key} {precision}" + (f" in {arithmetic.bf16}" if precision == "bf16" else "")
 
     def _once(self, key: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         if key not in self._seconds:

@@ -32,7 +32,6 @@ from bench.environment import seed_for
 from bench.errors import UserError
 from bench.experiment import Recipe, Run
 from data import Dataset
-from models.depthwise import use_methods
 
 Entry = dict[str, Any]
 
@@ -160,7 +159,7 @@ def train(
     ranks.wait_for_all()  # nobody writes a checkpoint before all have read this one
     if progress.processes[-1:] != [ranks.size()]:
         progress.processes.append(ranks.size())
-    use_methods(network, progress.execution.depthwise)
+    progress.execution.use_in(network)
 
     def save() -> None:
         checkpoint.save(

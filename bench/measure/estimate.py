@@ -19,9 +19,9 @@ from bench.engine.optimizer import adamw
 from bench.engine.regime import ADDED, EVERYTHING, release, trained_parts
 from bench.engine.step import TrainingStep
 from bench.experiment import Model, Precision, Recipe, Run
-from models.depthwise import use_methods
 
 TIMED_STEPS = 3  # after some that warm up; their median
+ENOUGH_SECONDS = 2.0  # of one thing's timing
 
 
 class Estimator:
@@ -63,7 +63,7 @@ class Estimator:
         network = networks.build(model, classes=classes, seed=0)
         network = network.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         execution = choose(network, recipe.precision, self._device, self._choices, steps=TIMED_STEPS)  # never worth compiling
-        use_methods(network, execution.depthwise)
+        execution.use_in(network)
         part_of = networks.FAMILIES[model.family].part_of
         release(networks.by_part(network, part_of), ADDED if frozen else EVERYTHING)
         images = max(recipe.batch_size, BATCH[self._device.type])
@@ -88,9 +88,16 @@ class Estimator:
         network.train()
         for _ in range(warm_up):
             from_the_start()
-        training = statistics.median(self._timed(from_the_start) for _ in range(TIMED_STEPS))
-        evaluating = min(self._timed(lambda: evaluate(network, split, recipe, execution)) for _ in range(2))
+        training = statistics.median(self._times(from_the_start, TIMED_STEPS))
+        evaluating = min(self._times(lambda: evaluate(network, split, recipe, execution), 2))
         return training / recipe.batch_size, evaluating / images
+
+    def _times(self, work: Callable[[], object], most: int) -> list[float]:
+        """Seconds of each repetition; fewer of what takes long, which also varies less."""
+        seconds = [self._timed(work)]
+        while len(seconds) < most and sum(seconds) < ENOUGH_SECONDS:
+            seconds.append(self._timed(work))
+        return seconds
 
     def _timed(self, work: Callable[[], object]) -> float:
         if self._device.type == "cuda":

@@ -27,7 +27,6 @@ from bench.engine.regime import EVERYTHING, release
 from bench.engine.step import TrainingStep
 from bench.environment import seed_for
 from bench.experiment import Experiment
-from models.depthwise import use_methods
 from models.stochastic_depth import give_factors, rates
 
 Steps = Callable[[int], None]
@@ -251,5 +250,5 @@ def build(experiment: Experiment, classes: int, device: torch.device, execution:
     """The experiment's network from random weights, on the device, in the mode."""
     network = networks.build(experiment.model, classes=classes, seed=seed_for(0, "weights"))
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    use_methods(network, execution.depthwise)
+    execution.use_in(network)
     return network

@@ -4,13 +4,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 WINDOWS = 5  # turns of each contender: an odd number, so that the median is one of them
-SLOW, WINDOWS_OF_THE_SLOW = 4.0, 3  # seconds of a step from which three turns are enough: they are long
+SLOW, WINDOWS_OF_THE_SLOW = 2.0, 3  # seconds of a step from which three turns are enough: they are long
 
 
 @dataclass(frozen=True)
@@ -56,21 +57,24 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Images per second of each contender, one value for each window, windows of all contenders in turns.
 
+    A first step of each says how many fill a window; where it is one for all, these were the first windows.
+
     Args:
         contenders: each takes a number of steps and does them; all are warm.
         images: in one step, the same for all.
         window_seconds: about how long a window lasts; at least one step.
     """
-    steps = {}
-    for name, contender in contenders.items():
-        once = seconds_of(lambda contender=contender: contender(1), device)  # type: ignore[misc]
-        steps[name] = max(1, round(window_seconds / once))
-        if once > SLOW:
-            windows = min(windows, WINDOWS_OF_THE_SLOW)
+    once = {name: seconds_of(partial(contender, 1), device) for name, contender in contenders.items()}
+    steps = {name: max(1, round(window_seconds / seconds)) for name, seconds in once.items()}
+    if max(once.values()) > SLOW:
+        windows = min(windows, WINDOWS_OF_THE_SLOW)
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    if set(steps.values()) == {1}:
+        speeds = {name: [images / seconds] for name, seconds in once.items()}
+        windows -= 1
     for _ in range(windows):
         for name, contender in contenders.items():
-            seconds = seconds_of(lambda contender=contender, name=name: contender(steps[name]), device)  # type: ignore[misc]
+            seconds = seconds_of(partial(contender, steps[name]), device)
             speeds[name].append(images * steps[name] / seconds)
     return speeds
 

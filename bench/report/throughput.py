@@ -125,9 +125,15 @@ def _family_line(row: Report, report: Report) -> dict[str, Any]:
 
 
 def _mode(row: Report) -> str:
-    execution = row["execution"]
+    return mode(row["execution"], row["precision"])
+
+
+def mode(execution: Report, precision: str, *, depthwise: bool = True) -> str:
+    """How a step was computed, in words; ``depthwise``: whether the network has such convolutions."""
     bf16 = {"units": "bf16", "fp32": "bf16 computed in fp32"}[execution["bf16"]]
-    parts = [bf16 if row["precision"] == "bf16" else "fp32", f"depthwise {execution['depthwise']}"]
+    parts = [bf16 if precision == "bf16" else "fp32"]
+    parts += [f"depthwise {execution['depthwise']}"] if depthwise else []
+    parts += ["patches as matrix products"] if execution.get("patches") == "matrix" else []
     parts += [word for word, on in (("compiled", execution["compiled"]), ("CUDA graph", execution["cuda_graph"])) if on]
     return "; ".join(parts)
 

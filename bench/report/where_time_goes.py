@@ -12,6 +12,7 @@ from bench.measure.operators import ATTENTION, BOOKKEEPING, COMPILED, COPY, DEPT
 from bench.measure.profiling import SCHEMA
 from bench.provenance import shown
 from bench.report.tables import Line, device, table
+from bench.report.throughput import mode
 
 Entry = dict[str, Any]
 
@@ -95,18 +96,8 @@ def _line(entry: Entry) -> Line:
         "peak memory (MB)": _megabytes(memory["peak_bytes"]),
         "memory over a step": sparkline(memory["timeline_bytes"]),
         "batch": entry["batch_size"],
-        "mode": mode(entry),
+        "mode": mode(entry["environment"], entry["precision"], depthwise=bool(entry["shares"][DEPTHWISE])),
     }
-
-
-def mode(entry: Entry) -> str:
-    """How the step was computed, in words."""
-    execution = entry["environment"]
-    bf16 = {"units": "bf16", "fp32": "bf16 computed in fp32"}[execution["bf16"]]
-    parts = [bf16 if entry["precision"] == "bf16" else "fp32"]
-    parts += [f"depthwise {execution['depthwise']}"] if entry["shares"][DEPTHWISE] else []
-    parts += [word for word, on in (("compiled", execution["compiled"]), ("CUDA graph", execution["cuda_graph"])) if on]
-    return "; ".join(parts)
 
 
 def sparkline(values: Sequence[float]) -> str:
