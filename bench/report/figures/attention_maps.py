@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.nn import functional
@@ -17,8 +17,8 @@ TITLE = "CIFAR-100: what the attention blocks of the dual model look at (CIFAR s
 CAPTION = (
     "For each test image the attention that each position receives, averaged over heads and queries, as a multiple of what "
     "it would receive if all were alike: the map of P2 (8x8) beside that of P3 (4x4), each also upsampled, and laid over the "
-    "image where that is shown. One colour scale for all maps, from the least to the most attention among them. Above each "
-    "example its class, and the prediction with its confidence."
+    "image where that is shown. One colour scale for all maps, from none to the most attention among them, by its square root, "
+    "for a few positions receive most of it. Above each example its class, and the prediction with its confidence."
 )
 
 COLOURS = colormaps["viridis"]  # even steps of lightness, for every kind of colour vision
@@ -63,7 +63,7 @@ def draw(examined: Examined) -> Figure:
     """Draw the figure: correct examples on the left, incorrect ones on the right, one in each line."""
     halves = [[e for e in examined.examples if e.correct], [e for e in examined.examples if not e.correct]]
     values = [relative(received) for example in examined.examples for received in example.maps.values()]
-    scale = Normalize(min(value.min() for value in values), max(value.max() for value in values))
+    scale = PowerNorm(0.5, vmin=0, vmax=max(1, *(value.max() for value in values)))
     height = TOP + max(map(len, halves)) * (TEXT + PANEL_SIDE) + BOTTOM
     figure = new_figure(height)
     figure.set_layout_engine("none")
@@ -117,8 +117,9 @@ def _colour_bar(canvas: Axes, scale: Normalize) -> None:
     """The colour scale at the lower right, with its unit."""
     left, bottom, width = WIDTH - 2.22, 0.62, 2.1
     canvas.imshow(COLOURS(np.linspace(0, 1, 256))[None, :, :3], extent=(left, left + width, bottom, bottom + 0.1), aspect="auto")
-    for x, value, side in ((left, scale.vmin, "left"), (left + width, scale.vmax, "right")):
-        canvas.text(x, bottom - 0.04, f"{value:.2f}", ha=side, va="top", fontsize=SMALL)
+    assert scale.vmax is not None
+    for value, side in ((0, "left"), (1, "center"), (scale.vmax, "right")):
+        canvas.text(left + width * scale(value), bottom - 0.04, f"{value:.3g}", ha=side, va="top", fontsize=SMALL)
     canvas.text(left - 0.1, bottom + 0.05, "attention received (1: as all others)", ha="right", va="center", fontsize=SMALL)
 
 
