@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.claims import alive
 from bench.environment import ROOT
 from bench.errors import EXIT_FAILED, UserError
 from bench.experiment import Run
+from bench.leases import alive
 from bench.ledger import Ledger, write_atomically
 from bench.settings import Settings
 from bench.shards import shards, work

@@ -14,7 +14,7 @@ FLOORS = [
     ["data"],
     ["models"],
     ["bench", "bench.errors"],
-    ["bench.experiment", "bench.environment", "bench.stopping", "bench.schema", "bench.locks", "bench.claims", "bench.task"],
+    ["bench.experiment", "bench.environment", "bench.stopping", "bench.schema", "bench.locks", "bench.leases", "bench.task"],
     ["bench.ledger", "bench.catalog", "bench.profiles", "bench.shards", "bench.provenance"],
     ["bench.settings"],
     ["bench.engine"],

@@ -17,8 +17,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from bench.claims import Claim, available_locks
 from bench.errors import UserError
+from bench.leases import Lease, available_locks
 from bench.ledger import write_atomically
 
 SCHEMA = 4
@@ -53,12 +53,12 @@ class CheckpointFolder:
             Busy: another process holds the run.
             UserError: the folder cannot be written.
         """
-        lock, claim = FileLock(self._lock, fallback_to_soft=False), Claim(self._lock.parent)
+        lock, lease = FileLock(self._lock, fallback_to_soft=False), Lease(self._lock.parent)
         try:
             self._lock.parent.mkdir(parents=True, exist_ok=True)
             with available_locks():
                 lock.acquire(timeout=0)
-            if not claim.take():
+            if not lease.take():
                 lock.release()
                 raise Busy(f"another process{self._named_holder()} works on it")
         except Timeout:
@@ -73,7 +73,7 @@ class CheckpointFolder:
         finally:
             with suppress(OSError):  # without the lock the name means nothing
                 self._holder.unlink()
-            claim.release()
+            lease.release()
             lock.release()
 
     def _named_holder(self) -> str:

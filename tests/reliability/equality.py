@@ -42,9 +42,9 @@ def same(one: str | bytes, other: str | bytes) -> None:
 
 
 def names(results: Path) -> set[str]:
-    """All files below the folder; the time in the name of an event file is left out, and how often a run was claimed."""
+    """All files below the folder; the time in the name of an event file is left out, and how often a run was leased."""
     paths = [str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()]
-    return {re.sub(r"(tfevents|claim)\.\d+$", r"\1", path) for path in paths}
+    return {re.sub(r"(tfevents|lease)\.\d+$", r"\1", path) for path in paths}
 
 
 def without_timings(record: dict[str, Any]) -> str:

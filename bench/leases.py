@@ -1,9 +1,9 @@
 """Who works on a run, where several machines share a file system and a lock of one may not bind the others.
 
-A claim is a file ``claim.N`` that appears by exclusive creation, which NFS, Lustre and the like do atomically for all of their
-machines, also where they know no locks. The claim with the highest number counts. Whoever finds it free, or its holder dead,
+A lease is a file ``lease.N`` that appears by exclusive creation, which NFS, Lustre and the like do atomically for all of their
+machines, also where they know no locks. The lease with the highest number counts. Whoever finds it free, or its holder dead,
 creates the next number, which only one can, and then removes those below; nobody ever removes the highest. So no removal can hit
-a claim that somebody else has just made.
+a lease that somebody else has just made.
 
 A holder changes its file every few seconds. A process on the holder's own machine sees at once whether the holder is alive. One on
 another machine watches: a file that stays the same over ``LOOKS`` looks, ``LOOK_SECONDS`` apart by the watcher's own clock, has a
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from bench.errors import EXIT_TERMINATED
 
-BEAT_SECONDS = 5.0  # between two changes of a claim by its holder
+BEAT_SECONDS = 5.0  # between two changes of a lease by its holder
 LOOK_SECONDS = 2.0
 LOOKS = 30  # twelve beats missed
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what flock says on a file system without locks
@@ -33,8 +33,8 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what flock says on 
 FREE = b"free\n"
 
 
-class Claim:
-    """A claim on a folder, for this process.
+class Lease:
+    """A lease on a folder, for this process.
 
     Args:
         folder: it exists.
@@ -48,7 +48,7 @@ class Claim:
         self._heart: threading.Thread | None = None
 
     def take(self) -> bool:
-        """Claim the folder unless somebody alive holds it; this takes a minute where a holder died on another machine.
+        """Lease the folder unless somebody alive holds it; this takes a minute where a holder died on another machine.
 
         Raises:
             OSError: the folder cannot be written.
@@ -69,7 +69,7 @@ class Claim:
         for number in _numbers(self._folder):
             if number < self._number:
                 self._path(number).unlink(missing_ok=True)
-        self._heart = threading.Thread(target=self._beat, name="claim", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._heart.start()
         return True
 
@@ -107,12 +107,12 @@ class Claim:
             os.close(descriptor)
 
     def _path(self, number: int) -> Path:
-        return self._folder / f"claim.{number}"
+        return self._folder / f"lease.{number}"
 
 
 @contextmanager
 def available_locks() -> Iterator[None]:
-    """Around the taking of a lock: a file system without locks is no error, for a claim holds there too."""
+    """Around the taking of a lock: a file system without locks is no error, for a lease holds there too."""
     try:
         yield
     except OSError as error:
@@ -122,7 +122,7 @@ def available_locks() -> Iterator[None]:
 
 def alive(folders: Sequence[Path]) -> list[bool]:
     """Whether each folder is held by a living process. Holders on other machines are watched for two beats and a half."""
-    paths = [folder / f"claim.{number}" if number else None for folder, number in ((each, _highest(each)) for each in folders)]
+    paths = [folder / f"lease.{number}" if number else None for folder, number in ((each, _highest(each)) for each in folders)]
     contents = [_read(path) if path else FREE for path in paths]
     seen = [False if content == FREE else _alive_here(content) for content in contents]
     if None in seen:
@@ -134,7 +134,7 @@ def alive(folders: Sequence[Path]) -> list[bool]:
 
 
 def _to_be_had(path: Path) -> bool:
-    """Whether a claim is free or its holder dead."""
+    """Whether a lease is free or its holder dead."""
     content = _read(path)
     if content is None or content == FREE:
         return content == FREE
@@ -152,7 +152,7 @@ def _to_be_had(path: Path) -> bool:
 
 
 def _alive_here(content: bytes | None) -> bool | None:
-    """Whether the process that a claim names lives, if it is one of this machine; None: it cannot be seen from here."""
+    """Whether the process that a lease names lives, if it is one of this machine; None: it cannot be seen from here."""
     try:
         its = json.loads(content or b"")["process"]
         machine, number, _ = its
@@ -188,7 +188,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _numbers(folder: Path) -> list[int]:
-    return [int(found[1]) for path in folder.iterdir() if (found := re.fullmatch(r"claim\.(\d+)", path.name))]
+    return [int(found[1]) for path in folder.iterdir() if (found := re.fullmatch(r"lease\.(\d+)", path.name))]
 
 
 def _highest(folder: Path) -> int:

@@ -12,23 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from bench import claims, errors
-from bench.claims import FREE, Claim
+from bench import errors, leases
 from bench.engine.checkpoint import Busy, CheckpointFolder
 from bench.environment import ROOT
+from bench.leases import FREE, Lease
 
 # Holds the folder until it is told to stop, on a machine of the given name whose file system knows no locks.
 HOLDER = """
 import errno, fcntl, platform, sys
 from pathlib import Path
-from bench import claims
+from bench import leases
 from bench.engine.checkpoint import Busy, CheckpointFolder
 
 def flock(descriptor, operation):
     raise OSError(errno.ENOLCK, "no locks available")
 
 fcntl.flock, platform.node = flock, lambda: sys.argv[2]
-claims.BEAT_SECONDS, claims.LOOK_SECONDS, claims.LOOKS = 0.1, 0.1, 15
+leases.BEAT_SECONDS, leases.LOOK_SECONDS, leases.LOOKS = 0.1, 0.1, 15
 try:
     with CheckpointFolder(Path(sys.argv[1])).hold():
         print("held", flush=True)
@@ -80,39 +80,39 @@ def test_a_dead_holder_holds_nothing(tmp_path: Path, machine: str) -> None:
         first.wait(60)
     with process(tmp_path, machine) as second:
         assert says(second) == "held"
-    assert [path.name for path in tmp_path.glob("claim.*")] == ["claim.2"]
+    assert [path.name for path in tmp_path.glob("lease.*")] == ["lease.2"]
 
 
 def test_death_on_the_own_machine_is_seen_at_once_and_elsewhere_after_the_stated_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[float] = []
-    monkeypatch.setattr(claims.time, "sleep", looks.append)
-    for machine, expected in (("here", 0), ("there", claims.LOOKS)):
+    monkeypatch.setattr(leases.time, "sleep", looks.append)
+    for machine, expected in (("here", 0), ("there", leases.LOOKS)):
         folder = tmp_path / machine
         with process(folder, "here") as first:
             assert says(first) == "held"
             first.kill()
             first.wait(60)
         looks.clear()
-        monkeypatch.setattr(claims.platform, "node", lambda machine=machine: machine)
-        claim = Claim(folder)
-        assert claim.take()
-        claim.release()
-        assert looks == [claims.LOOK_SECONDS] * expected
+        monkeypatch.setattr(leases.platform, "node", lambda machine=machine: machine)
+        lease = Lease(folder)
+        assert lease.take()
+        lease.release()
+        assert looks == [leases.LOOK_SECONDS] * expected
 
 
 def test_a_look_that_the_file_system_held_up_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that stands still stops the holder's beats and the watcher's looks alike."""
-    (tmp_path / "claim.1").write_bytes(b"somebody elsewhere")
+    (tmp_path / "lease.1").write_bytes(b"somebody elsewhere")
     looks: list[float] = []
-    clock = iter([0, 0, 0, claims.LOOK_SECONDS, *[0] * 2 * claims.LOOKS])
-    monkeypatch.setattr(claims.time, "sleep", looks.append)
-    monkeypatch.setattr(claims.time, "monotonic", lambda: next(clock))
-    claim = Claim(tmp_path)
-    assert claim.take()
-    claim.release()
-    assert len(looks) == 2 + claims.LOOKS
+    clock = iter([0, 0, 0, leases.LOOK_SECONDS, *[0] * 2 * leases.LOOKS])
+    monkeypatch.setattr(leases.time, "sleep", looks.append)
+    monkeypatch.setattr(leases.time, "monotonic", lambda: next(clock))
+    lease = Lease(tmp_path)
+    assert lease.take()
+    lease.release()
+    assert len(looks) == 2 + leases.LOOKS
 
 
 def test_a_holder_that_stood_still_leaves_when_it_comes_to(tmp_path: Path) -> None:
@@ -130,17 +130,17 @@ def test_a_holder_that_stood_still_leaves_when_it_comes_to(tmp_path: Path) -> No
 
 
 def test_of_many_that_come_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each finds the claim free, or its holder dead, in the same moment."""
-    monkeypatch.setattr(claims, "LOOK_SECONDS", 0.05)  # a claim that is just being written is watched
-    (tmp_path / "claim.7").write_bytes(FREE)
+    """Each finds the lease free, or its holder dead, in the same moment."""
+    monkeypatch.setattr(leases, "LOOK_SECONDS", 0.05)  # a lease that is just being written is watched
+    (tmp_path / "lease.7").write_bytes(FREE)
     for _ in range(20):
-        barrier, taken = threading.Barrier(8), list[Claim]()
+        barrier, taken = threading.Barrier(8), list[Lease]()
 
-        def come(barrier: threading.Barrier = barrier, taken: list[Claim] = taken) -> None:
-            claim = Claim(tmp_path)
+        def come(barrier: threading.Barrier = barrier, taken: list[Lease] = taken) -> None:
+            lease = Lease(tmp_path)
             barrier.wait()
-            if claim.take():
-                taken.append(claim)
+            if lease.take():
+                taken.append(lease)
 
         threads = [threading.Thread(target=come) for _ in range(8)]
         for thread in threads:
@@ -149,43 +149,43 @@ def test_of_many_that_come_at_once_one_gets_it(tmp_path: Path, monkeypatch: pyte
             thread.join()
         assert len(taken) == 1
         taken[0].release()
-    assert [path.name for path in tmp_path.iterdir()] == ["claim.27"]
+    assert [path.name for path in tmp_path.iterdir()] == ["lease.27"]
 
 
-def test_one_that_slept_between_its_look_and_its_claim_backs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "claim.1").write_bytes(FREE)
-    late, quick = Claim(tmp_path), [Claim(tmp_path), Claim(tmp_path)]
-    original = claims._to_be_had
+def test_one_that_slept_between_its_look_and_its_lease_backs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lease.1").write_bytes(FREE)
+    late, quick = Lease(tmp_path), [Lease(tmp_path), Lease(tmp_path)]
+    original = leases._to_be_had
 
     def meanwhile(path: Path) -> bool:
-        monkeypatch.setattr(claims, "_to_be_had", original)
+        monkeypatch.setattr(leases, "_to_be_had", original)
         had = original(path)
-        for claim in quick:  # claim.2 is taken, freed and cleared away by claim.3
-            assert claim.take()
-            claim.release()
-        assert not (tmp_path / "claim.2").exists()
+        for lease in quick:  # lease.2 is taken, freed and cleared away by lease.3
+            assert lease.take()
+            lease.release()
+        assert not (tmp_path / "lease.2").exists()
         return had
 
-    monkeypatch.setattr(claims, "_to_be_had", meanwhile)
+    monkeypatch.setattr(leases, "_to_be_had", meanwhile)
     assert not late.take()
-    assert [path.name for path in tmp_path.iterdir()] == ["claim.3"]
+    assert [path.name for path in tmp_path.iterdir()] == ["lease.3"]
 
 
 def test_a_process_that_has_the_number_of_a_dead_one_is_another(tmp_path: Path) -> None:
-    machine, number, start = claims._identity(os.getpid()) or ("", 0, 0)
-    assert claims._alive_here(f'{{"process": ["{machine}", {number}, {start}]}}'.encode()) is True
-    assert claims._alive_here(f'{{"process": ["{machine}", {number}, {start - 1}]}}'.encode()) is False
-    assert claims._alive_here(f'{{"process": ["{machine} of yesterday", {number}, {start}]}}'.encode()) is None
-    assert claims._alive_here(b"") is None and claims._alive_here(b'{"process": null}') is None
+    machine, number, start = leases._identity(os.getpid()) or ("", 0, 0)
+    assert leases._alive_here(f'{{"process": ["{machine}", {number}, {start}]}}'.encode()) is True
+    assert leases._alive_here(f'{{"process": ["{machine}", {number}, {start - 1}]}}'.encode()) is False
+    assert leases._alive_here(f'{{"process": ["{machine} of yesterday", {number}, {start}]}}'.encode()) is None
+    assert leases._alive_here(b"") is None and leases._alive_here(b'{"process": null}') is None
 
 
 def test_locks_hold_as_before_where_there_are_any(tmp_path: Path) -> None:
     with CheckpointFolder(tmp_path).hold():
-        assert claims.alive([tmp_path]) == [True]
+        assert leases.alive([tmp_path]) == [True]
         with pytest.raises(Busy), CheckpointFolder(tmp_path).hold():
             pass
-        assert claims.alive([tmp_path]) == [True]
-    assert claims.alive([tmp_path, tmp_path / "absent"]) == [False, False]
+        assert leases.alive([tmp_path]) == [True]
+    assert leases.alive([tmp_path, tmp_path / "absent"]) == [False, False]
     started = time.monotonic()
     with CheckpointFolder(tmp_path).hold():
-        assert time.monotonic() - started < claims.LOOK_SECONDS
+        assert time.monotonic() - started < leases.LOOK_SECONDS
