@@ -48,23 +48,12 @@ def test_contenders_take_turns_in_windows_of_the_same_length(monkeypatch: pytest
     assert ratio(speeds, "fast", "slow").median == pytest.approx(40)
 
 
-def test_the_first_steps_are_windows_where_a_step_fills_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    log: list[str] = []
-    clock = {"now": 0.0}
-
-    def contender(name: str, seconds: float) -> Callable[[int], None]:
-        def do(steps: int) -> None:
-            assert steps == 1
-            log.append(name)
-            clock["now"] += seconds + 0.1 * log.count(name)
-
-        return do
-
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock["now"])
-    contenders = {"one": contender("one", 0.9), "other": contender("other", 3.9)}
-    speeds = interleaved(contenders, images=8, device=CPU, window_seconds=1, windows=5)
-    assert log == ["one", "other"] * 3, "three windows are enough for what takes 4 seconds a step"
-    assert speeds == {"one": pytest.approx([8, 8 / 1.1, 8 / 1.2]), "other": pytest.approx([2, 8 / 4.1, 8 / 4.2])}
+def test_a_lone_contenders_first_step_is_a_window_where_a_step_fills_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: sum(4 + 0.1 * call for call in range(len(calls))))
+    speeds = interleaved({"slow": calls.append}, images=8, device=CPU, window_seconds=1, windows=5)
+    assert calls == [1, 1, 1], "three windows are enough for what takes 4 seconds a step"
+    assert speeds == {"slow": pytest.approx([2, 8 / 4.1, 8 / 4.2])}
 
 
 def test_a_ratio_is_taken_turn_by_turn() -> None:

@@ -57,7 +57,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Images per second of each contender, one value for each window, windows of all contenders in turns.
 
-    A first step of each says how many fill a window; where it is one for all, these were the first windows.
+    A first step of each says how many fill a window. Where it is one, it was a lone contender's first window; of several, the one
+    that was made first has been idle for a while, and its memory may have to come back.
 
     Args:
         contenders: each takes a number of steps and does them; all are warm.
@@ -69,7 +70,7 @@ def interleaved(
     if max(once.values()) > SLOW:
         windows = min(windows, WINDOWS_OF_THE_SLOW)
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
-    if set(steps.values()) == {1}:
+    if list(steps.values()) == [1]:
         speeds = {name: [images / seconds] for name, seconds in once.items()}
         windows -= 1
     for _ in range(windows):
