@@ -16,6 +16,7 @@ import torch
 from bench.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})  # what Linux calls a processor's units for bf16
 MINIMUM_CUDA_DRIVER = 580  # the CUDA 13 wheels of the lock need this driver branch or a newer one
 
 
@@ -65,6 +66,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version() if cuda else None,  # type: ignore[no-untyped-call]
         "driver": cuda_driver() if cuda else None,
         "device": device_name(device),
+        "instructions": instructions(device),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "image": os.environ.get("BENCH_IMAGE") or None,
@@ -76,6 +78,20 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _cpu_name()
+
+
+def instructions(device: torch.device) -> str | None:
+    """The widest instructions that torch uses on a CPU, with its units for bf16: ``AVX2``, ``AVX512 avx512_bf16``; None on a GPU.
+
+    Virtual machines give processors of different generations one name, and bf16 is twenty times as fast on one as on the other.
+    """
+    if device.type == "cuda":
+        return None
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        flags = set()
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *sorted(flags & BF16_FLAGS)])
 
 
 def cuda_driver() -> str | None:

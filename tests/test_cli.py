@@ -8,7 +8,7 @@ import torch
 
 from bench import cli, errors
 from bench.catalog import EXPERIMENTS
-from bench.environment import choose_device, code_state, describe, seed_for
+from bench.environment import choose_device, code_state, describe, instructions, seed_for
 from bench.errors import UserError
 from bench.settings import DEFAULTS
 
@@ -144,10 +144,21 @@ def test_device_numbers_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
             choose_device(wrong)
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"), [("fpu avx2", "AVX2"), ("avx512f amx_bf16 avx512_bf16 avx512_bf16x", "AVX2 amx_bf16 avx512_bf16")]
+)
+def test_processors_of_one_name_differ_in_their_instructions(flags: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(Path, "read_text", lambda self: f"model name : EPYC\nflags : {flags}\n")
+    assert instructions(torch.device("cpu")) == found
+    assert instructions(torch.device("cuda")) is None
+
+
 def test_description_names_no_host_user_or_path() -> None:
     description = describe(torch.device("cpu"))
     assert description["torch"] == torch.__version__ and description["deterministic"] is True
     assert not any("/" in str(value) for value in description.values())
+    assert description["instructions"]
 
 
 def test_commit_is_taken_from_the_environment_where_git_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:

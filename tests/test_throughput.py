@@ -270,6 +270,7 @@ def test_the_file_is_named_after_the_device() -> None:
         == "intel-r-xeon-r-cpu-2-0ghz-2-threads.json"
     )
     assert file_name({"device": "NVIDIA H200", "threads": 16, "cuda": "13.0"}) == "nvidia-h200.json"
+    assert file_name({"device": "EPYC", "instructions": "AVX2", "threads": 1, "cuda": None}) == "epyc-avx2-1-thread.json"
 
 
 def test_every_family_of_the_catalog_is_measured() -> None:

@@ -126,8 +126,8 @@ class Measurements:
     def __init__(self, device: torch.device, kept: Path | None) -> None:
         self._device = device
         self._kept = kept
-        threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-        self._machine = f"{environment.device_name(device)}{threads}, torch {torch.__version__}"
+        on_cpu = f", {environment.instructions(device)}, {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        self._machine = f"{environment.device_name(device)}{on_cpu}, torch {torch.__version__}"
         self._seconds: dict[str, dict[str, float]] = self._read().get(self._machine, {})
 
     def bf16(self) -> Literal["units", "fp32"]:

@@ -175,7 +175,8 @@ def commit(record: Record) -> str:
 
 
 def device(environment: Mapping[str, Any]) -> str:
-    """The device's name, on a CPU with the number of threads."""
+    """The device's name, on a CPU with its instructions, where they are recorded, and the number of threads."""
     count = environment["threads"]
     threads = "" if str(environment["cuda"]) != "None" else f", {count} thread{'' if count == 1 else 's'}"
-    return f"{environment['device']}{threads}"
+    words = f", {environment['instructions']}" if environment.get("instructions") else ""
+    return f"{environment['device']}{words}{threads}"
