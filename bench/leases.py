@@ -9,6 +9,9 @@ A holder changes its file every few seconds. A process on the holder's own machi
 another machine watches: a file that stays the same over ``LOOKS`` looks, ``LOOK_SECONDS`` apart by the watcher's own clock, has a
 dead holder. No clock of one machine is compared with another's, nor with a file's times. A holder that was taken for dead, because
 its machine stood still, sees the next number when it comes to, and leaves without writing anything more.
+
+A file is written in place and keeps its size, which a full disk allows. One that is empty was made by a process that died before
+it wrote, or is about to: a few looks are enough.
 """
 
 import errno
@@ -28,9 +31,11 @@ from bench.errors import EXIT_TERMINATED
 BEAT_SECONDS = 5.0  # between two changes of a lease by its holder
 LOOK_SECONDS = 2.0
 LOOKS = 30  # twelve beats missed
+LOOKS_AT_NOTHING = 3
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what flock says on a file system without locks
 
-FREE = b"free\n"
+FREE = b"free"
+SIZE = 1024  # bytes of a file, more than any content has
 
 
 class Lease:
@@ -62,10 +67,16 @@ class Lease:
         except FileExistsError:
             return False
         os.close(descriptor)
+        try:
+            self._write(self._content())
+        except FileNotFoundError:  # this process slept, and another took its empty file for a dead one's
+            return False
+        except OSError:  # a full disk: nobody is to wait for an empty file
+            self._path(self._number).unlink(missing_ok=True)
+            raise
         if _highest(self._folder) != self._number:  # it was taken, freed, taken and cleared away since we looked
             self._path(self._number).unlink(missing_ok=True)
             return False
-        self._write(self._content())
         for number in _numbers(self._folder):
             if number < self._number:
                 self._path(number).unlink(missing_ok=True)
@@ -95,13 +106,13 @@ class Lease:
                 self._write(self._content())
 
     def _content(self) -> bytes:
-        return json.dumps({"process": _identity(os.getpid()), "host": platform.node(), "beats": self._beats}).encode() + b"\n"
+        return json.dumps({"process": _identity(os.getpid()), "host": platform.node(), "beats": self._beats}).encode()
 
     def _write(self, content: bytes) -> None:
         """In place, so that a file that somebody removed does not come back."""
-        descriptor = os.open(self._path(self._number), os.O_WRONLY | os.O_TRUNC)
+        descriptor = os.open(self._path(self._number), os.O_WRONLY)
         try:
-            os.write(descriptor, content)
+            os.write(descriptor, content.ljust(SIZE - 1) + b"\n")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -140,8 +151,8 @@ def _to_be_had(path: Path) -> bool:
         return content == FREE
     if (alive := _alive_here(content)) is not None:
         return not alive
-    same = 0
-    while same < LOOKS:
+    same, looks = 0, LOOKS if content else LOOKS_AT_NOTHING
+    while same < looks:
         time.sleep(LOOK_SECONDS)
         started = time.monotonic()
         if _read(path) != content:
@@ -182,7 +193,7 @@ def _identity(process: int) -> tuple[str, int, int] | None:
 
 def _read(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return path.read_bytes().strip()
     except FileNotFoundError:  # a newer one exists
         return None
 

@@ -1,5 +1,6 @@
 """Two processes never hold one run, whatever dies when, also without locks and from different machines."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -113,6 +114,54 @@ def test_a_look_that_the_file_system_held_up_counts_for_nothing(tmp_path: Path, 
     assert lease.take()
     lease.release()
     assert len(looks) == 2 + leases.LOOKS
+
+
+def test_an_empty_lease_is_watched_for_a_few_looks_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its maker was killed before it could write."""
+    (tmp_path / "lease.1").touch()
+    looks: list[float] = []
+    monkeypatch.setattr(leases.time, "sleep", looks.append)
+    lease = Lease(tmp_path)
+    assert lease.take()
+    lease.release()
+    assert len(looks) == leases.LOOKS_AT_NOTHING
+
+
+def test_one_that_slept_before_it_wrote_backs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LOOK_SECONDS", 0.01)
+    late, quick = Lease(tmp_path), Lease(tmp_path)
+    original = Lease._write
+
+    def asleep(self: Lease, content: bytes) -> None:
+        monkeypatch.setattr(Lease, "_write", original)
+        assert quick.take()
+        original(self, content)
+
+    monkeypatch.setattr(Lease, "_write", asleep)
+    assert not late.take()
+    assert [path.name for path in tmp_path.iterdir()] == ["lease.2"]
+    quick.release()
+
+
+def test_a_full_disk_leaves_no_lease_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(leases.os, "write", full)
+        Lease(tmp_path).take()
+    assert not list(tmp_path.iterdir())
+    lease = Lease(tmp_path)
+    assert lease.take()
+    with monkeypatch.context() as patched:
+        patched.setattr(leases.os, "write", full)
+        lease._beats += 1
+        with pytest.raises(OSError, match="No space left"):
+            lease._write(lease._content())
+    assert leases._alive_here(leases._read(tmp_path / "lease.1")), "what a holder wrote stays until it can write again"
+    lease.release()
+    assert leases.alive([tmp_path]) == [False]
+    assert (tmp_path / "lease.1").stat().st_size == leases.SIZE
 
 
 def test_a_holder_that_stood_still_leaves_when_it_comes_to(tmp_path: Path) -> None:
