@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import IO, Any
@@ -11,12 +12,15 @@ import pytest
 
 from bench import stopping
 from bench.engine import checkpoint
+from bench.engine.execution import Execution
 from bench.experiment import Run, canonical_json
 from bench.ledger import write_atomically
 from bench.progress import Watcher
 from tests.conftest import small_run, train_small
 from tests.reliability.equality import curves, same
 
+REFERENCE = Execution()
+FASTER = Execution(depthwise={1: "pairs", 2: "pairs", 4: "matrix"}, patches="matrix", bf16="fp32")
 EPOCH = 2  # of three; a regime's switch is at its start
 STEP = 2  # of three or four
 
@@ -77,10 +81,10 @@ RECIPES: list[dict[str, Any]] = [
 RECIPES.append({"epochs": 6, "validation_fraction": 0.25, "patience": 3, "head_lr": 0.0, "backbone_lr": 0.0})  # stops early
 
 
-def outcome(run: Run, folder: Path, watcher: Watcher) -> tuple[str, bytes, Any]:
+def outcome(run: Run, folder: Path, watcher: Watcher, execution: Execution = REFERENCE) -> tuple[str, bytes, Any]:
     """Train, or go on; return the results part, which holds the hash of the weights, the best weights and the curves."""
     with watcher, stopping.heeding():
-        results = train_small(run, folder / "checkpoints", watcher)  # type: ignore[arg-type]
+        results = train_small(run, folder / "checkpoints", watcher, execution=execution)  # type: ignore[arg-type]
     return canonical_json(results), (folder / "checkpoints/best.pt").read_bytes(), curves(folder / "curves")
 
 
@@ -96,14 +100,28 @@ def signals() -> Iterator[None]:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: " ".join(map(str, recipe.values())))
 def test_interrupted_and_continued(recipe: dict[str, Any], signals: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare(recipe, REFERENCE, tmp_path, monkeypatch)
+
+
+# torch's own tracer makes an instance of the autograd function that it traces, and deprecates doing so
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("execution", [FASTER, replace(FASTER, compiled=True)], ids=["eager", "compiled"])
+def test_interrupted_and_continued_in_the_faster_modes(
+    execution: Execution, signals: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare({"regime": "F2", "frozen_epochs": 1, "precision": "bf16"}, execution, tmp_path, monkeypatch)
+
+
+def compare(recipe: dict[str, Any], execution: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is never interrupted with one for each interruption, continued in its checkpoint's mode, whatever is asked."""
     run = small_run(**recipe)
     (tmp_path / "straight").mkdir()
-    expected, best, points = outcome(run, tmp_path / "straight", Watcher(run, tmp_path / "straight/curves"))
+    expected, best, points = outcome(run, tmp_path / "straight", Watcher(run, tmp_path / "straight/curves"), execution)
     assert ('"stopped_early": true' in expected) == ("patience" in recipe)
     for interruption, (name, number) in INTERRUPTIONS.items():
         folder = tmp_path / interruption
         with cut_off(name, number, monkeypatch), pytest.raises((KeyboardInterrupt, SystemExit)):
-            outcome(run, folder, Interrupted(run, folder / "curves", interruption))
+            outcome(run, folder, Interrupted(run, folder / "curves", interruption), execution)
         continued, its_best, its_points = outcome(run, folder, Watcher(run, folder / "curves"))
         same(continued, expected)
         same(its_best, best)
