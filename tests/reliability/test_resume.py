@@ -113,7 +113,7 @@ def test_interrupted_and_continued_in_the_faster_modes(
 
 
 def compare(recipe: dict[str, Any], execution: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is never interrupted with one for each interruption, continued in its checkpoint's mode, whatever is asked."""
+    """A run that is never interrupted with one for each interruption, continued in the same mode."""
     run = small_run(**recipe)
     (tmp_path / "straight").mkdir()
     expected, best, points = outcome(run, tmp_path / "straight", Watcher(run, tmp_path / "straight/curves"), execution)
@@ -122,7 +122,7 @@ def compare(recipe: dict[str, Any], execution: Execution, tmp_path: Path, monkey
         folder = tmp_path / interruption
         with cut_off(name, number, monkeypatch), pytest.raises((KeyboardInterrupt, SystemExit)):
             outcome(run, folder, Interrupted(run, folder / "curves", interruption), execution)
-        continued, its_best, its_points = outcome(run, folder, Watcher(run, folder / "curves"))
+        continued, its_best, its_points = outcome(run, folder, Watcher(run, folder / "curves"), execution)
         same(continued, expected)
         same(its_best, best)
         assert its_points == points
