@@ -6,7 +6,9 @@ Nothing here names a host, a user or a path: a record may be published as it is.
 import hashlib
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,19 @@ def describe(device: torch.device) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "image": os.environ.get("BENCH_IMAGE") or None,
     }
+
+
+def device_in_words(described: Mapping[str, Any]) -> str:
+    """The device of :func:`describe`, on a CPU with its instructions, where they are recorded, and the number of threads."""
+    count = described["threads"]
+    threads = "" if str(described["cuda"]) != "None" else f", {count} thread{'' if count == 1 else 's'}"
+    words = f", {described['instructions']}" if described.get("instructions") else ""
+    return f"{described['device']}{words}{threads}"
+
+
+def slug(text: str) -> str:
+    """A name for files: small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def device_name(device: torch.device) -> str:

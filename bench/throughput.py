@@ -8,7 +8,6 @@ from bench.experiment import canonical_json
 from bench.grid import choices
 from bench.ledger import write_atomically
 from bench.measure.throughput import Bench
-from bench.report.throughput import file_name
 from bench.settings import Settings
 
 HEADLINE = "cifar100/baseline"
@@ -53,6 +52,6 @@ def measure(settings: Settings, *, quick: bool) -> Path:
     chosen = {experiment.name for experiment in settings.experiments()}
     names = {name: row for name, row in NETWORKS.items() if row in chosen and (not quick or name in QUICK)}
     report = bench.report(find(HEADLINE), {name: find(row) for name, row in names.items()})
-    path = settings.results / "throughput" / file_name(report["environment"])
+    path = settings.results / "throughput" / f"{environment.slug(environment.device_in_words(report['environment']))}.json"
     write_atomically(path, lambda file: file.write(canonical_json(report).encode()))
     return path

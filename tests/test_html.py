@@ -150,9 +150,10 @@ def test_blocks_of_markdown() -> None:
 def test_a_picture_within_a_page_keeps_to_itself() -> None:
     svg = (
         '<?xml version="1.0"?>\n<svg xmlns="s" width="6pt" height="2pt" viewBox="0 0 6 2"><title>t</title><metadata><a/></metadata>'
-        '<defs><style type="text/css">*{x: y}</style><path id="p"/></defs><use xlink:href="#p" clip-path="url(#c)"/></svg>'
+        '<defs>\n <style type="text/css">*{x: y}</style>\n <path id="p" d="M 0 1 \nL 2 3 \n"/></defs>'
+        '<use xlink:href="#p" clip-path="url(#c)"/></svg>'
     )
     assert inlined(svg, "f1-", 'A "b"') == (
-        '<svg role="img" aria-label="A &quot;b&quot;" xmlns="s" viewBox="0 0 6 2"><defs><path id="f1-p"/></defs>'
+        '<svg role="img" aria-label="A &quot;b&quot;" xmlns="s" viewBox="0 0 6 2"><defs><path id="f1-p" d="M 0 1L 2 3"/></defs>'
         '<use xlink:href="#f1-p" clip-path="url(#f1-c)"/></svg>'
     )

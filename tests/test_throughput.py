@@ -18,11 +18,12 @@ from bench import cli, throughput
 from bench.catalog import EXPERIMENTS, find
 from bench.engine.device_data import DeviceSplit
 from bench.engine.execution import Choices, Execution
+from bench.environment import device_in_words, slug
 from bench.errors import UserError
 from bench.measure import energy, loops, roofline, timing
 from bench.measure import throughput as measuring
 from bench.measure.timing import Spread, interleaved, peak_memory, ratio
-from bench.report.throughput import compared, file_name, read_report, throughput_section
+from bench.report.throughput import compared, read_report, throughput_section
 from tests.conftest import CPU, small_network
 
 # ---- timing ------------------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ def test_a_measurement_holds_what_the_tables_show(report: dict[str, Any]) -> Non
 
 def test_the_section_shows_loops_ratios_and_networks(report: dict[str, Any], tmp_path: Path) -> None:
     assert throughput_section(tmp_path) == ""
-    (tmp_path / file_name(report["environment"])).write_text(json.dumps(report))
+    (tmp_path / f"{slug(device_in_words(report['environment']))}.json").write_text(json.dumps(report))
     text = throughput_section(tmp_path)
     assert text.startswith("## Throughput\n")
     assert "Measured peaks: 0.1 TFLOP/s in fp32, 0.2 in bf16, copies at 10 GB/s. Torch" in text
@@ -265,12 +266,15 @@ def test_compare_prints_the_changes(report: dict[str, Any], tmp_path: Path, caps
 
 
 def test_the_file_is_named_after_the_device() -> None:
+    def name(**described: Any) -> str:
+        return slug(device_in_words(described))
+
     assert (
-        file_name({"device": "Intel(R) Xeon(R) CPU @ 2.0GHz", "threads": 2, "cuda": None})
-        == "intel-r-xeon-r-cpu-2-0ghz-2-threads.json"
+        name(device="Intel(R) Xeon(R) CPU @ 2.0GHz", instructions=None, threads=2, cuda=None)
+        == "intel-r-xeon-r-cpu-2-0ghz-2-threads"
     )
-    assert file_name({"device": "NVIDIA H200", "threads": 16, "cuda": "13.0"}) == "nvidia-h200.json"
-    assert file_name({"device": "EPYC", "instructions": "AVX2", "threads": 1, "cuda": None}) == "epyc-avx2-1-thread.json"
+    assert name(device="NVIDIA H200", threads=16, cuda="13.0") == "nvidia-h200"
+    assert name(device="EPYC", instructions="AVX2", threads=1, cuda=None) == "epyc-avx2-1-thread"
 
 
 def test_every_family_of_the_catalog_is_measured() -> None:

@@ -79,8 +79,11 @@ def test_the_section_has_a_table_for_each_device(tmp_path: Path) -> None:
     )
     section = where_time_goes(tmp_path / "profile", tmp_path)
     assert section.startswith("## Where the time goes\n\nMade by `make profile`")
-    assert re.findall(r"^### (.*)", section, re.MULTILINE) == ["GPU", "Processor, 2 threads"]
-    gpu, _, processor = section.partition("### Processor")
+    assert re.findall(r"^### (.*)", section, re.MULTILINE) == [
+        "Where the time goes: GPU",
+        "Where the time goes: Processor, 2 threads",
+    ]
+    gpu, _, processor = section.partition("goes: Processor")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in processor.splitlines() if line.startswith("| ")]
     first_row = dict(zip(rows[0], rows[1], strict=True))
     assert first_row == {

@@ -11,7 +11,6 @@ for its own time and idle share.
 import gc
 import gzip
 import json
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ import torch
 from bench import environment
 from bench.engine import network as networks
 from bench.engine.execution import Choices, Execution, choose
+from bench.environment import slug
 from bench.errors import UserError
 from bench.experiment import Experiment, Model, canonical_json
 from bench.ledger import write_atomically
@@ -63,7 +63,7 @@ def profile_networks(settings: Settings, choices: Choices) -> Iterator[str]:
     """
     environment.make_deterministic()
     device = environment.choose_device(settings.device)
-    folder = settings.results / "profile" / device_slug(device)
+    folder = settings.results / "profile" / slug(environment.device_in_words(environment.describe(device)))
     summary = folder.with_name(f"{folder.name}.json")
     entries = _entries(summary)
     chosen = distinct_networks(settings)
@@ -199,17 +199,6 @@ def network_name(model: Model) -> str:
         else {"spatial": "spatial attention"}.get(kind, kind.upper())
     )
     return f"{family}{stem}, {attention} at {' and '.join(model.sites or ())}"
-
-
-def slug(text: str) -> str:
-    """A name for files: small letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def device_slug(device: torch.device) -> str:
-    """The device's name for files, on a CPU with the number of threads."""
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    return slug(environment.device_name(device) + threads)
 
 
 def _entries(summary: Path) -> dict[str, Entry]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from bench.environment import device_in_words
 from bench.experiment import canonical_json
 from bench.report.paired import Paired, compare
 from bench.report.rows import Row, accuracy_differences
-from bench.report.tables import device
 from models.convnext import Site
 
 # The study calls a spread of 0.23 points marginal and differences of a few tenths negligible.
@@ -127,8 +127,8 @@ def _timed(slow: Row, fast: Row) -> tuple[str, Values]:
     theirs = {record["run"]["seed"]: record for record in fast.done}
     for mine in slow.done:
         other = theirs.get(mine["run"]["seed"])
-        if other and device(mine["environment"]) == device(other["environment"]):
-            key = (device(mine["environment"]), canonical_json(mine["environment"]), canonical_json(other["environment"]))
+        if other and device_in_words(mine["environment"]) == device_in_words(other["environment"]):
+            key = (device_in_words(mine["environment"]), canonical_json(mine["environment"]), canonical_json(other["environment"]))
             ratio = _median_seconds(mine) / _median_seconds(other)
             groups.setdefault(key, {})[mine["run"]["seed"]] = math.log(ratio)
     if not groups:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from bench.catalog import EXPERIMENTS
+from bench.environment import device_in_words
 from bench.ledger import Record
 from bench.measure.estimate import duration
 from bench.profiles import PROFILES
 from bench.report.claims import CLAIMS, Judgement, judge_all
 from bench.report.comparisons import ANYWHERE, accuracy, examine
 from bench.report.rows import Found, Row, mean_and_deviation, rows_of
-from bench.report.tables import device
 from bench.report.verdicts import figure, figures, heading
 
 QUESTION = """\
@@ -130,7 +130,7 @@ def _time(records: Sequence[Record]) -> str:
 
 
 def _devices(records: Sequence[Record]) -> str:
-    return " and ".join(sorted({device(record["environment"]) for record in records}))
+    return " and ".join(sorted({device_in_words(record["environment"]) for record in records}))
 
 
 def _contents(profiles: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.catalog import EXPERIMENTS
+from bench.environment import device_in_words
 from bench.profiles import PROFILES
 from bench.report.decisions import DECISIONS
 from bench.report.opening import opening
@@ -16,7 +17,6 @@ from bench.report.tables import (
     Line,
     accuracy_lines,
     commit,
-    device,
     ours,
     paired,
     percent,
@@ -117,7 +117,7 @@ def headline_table(found: Sequence[Found]) -> str:
             "to baseline": paired(row, by_name, row.experiment.baseline),
             "accuracy": SELECTIONS[row.experiment.selection],
             "seeds": len(row.done),
-            "device": ", ".join(sorted({device(record["environment"]) for _, record in row.found})),
+            "device": ", ".join(sorted({device_in_words(record["environment"]) for _, record in row.found})),
             "commit": ", ".join(f"`{name[:7]}`" for name in sorted({commit(record) for _, record in row.found})),
         }
         for row in rows
@@ -219,7 +219,7 @@ def machines(found: Sequence[Found]) -> str:
     environments = {repr(sorted(record["environment"].items())): record["environment"] for _, record in found}
     columns = sorted({key for environment in environments.values() for key in environment})
     lines = [
-        {"machine": device(environment), **{key: _shown(environment.get(key)) for key in columns if key != "device"}}
+        {"machine": device_in_words(environment), **{key: _shown(environment.get(key)) for key in columns if key != "device"}}
         for _, environment in sorted(environments.items())
     ]
     return f"## Machines\n\n{table(lines) if lines else 'None.'}\n"

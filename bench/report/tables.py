@@ -6,6 +6,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from bench.environment import device_in_words
 from bench.experiment import Experiment
 from bench.ledger import Record
 from bench.provenance import shown
@@ -98,7 +99,7 @@ def time_line(row: Row) -> Line:
     seconds = statistics.median(epoch["train_seconds"] for epoch in epochs)
     return {
         "experiment": f"`{row.experiment.name}`",
-        "device": ", ".join(sorted({device(record["environment"]) for record in row.done})),
+        "device": ", ".join(sorted({device_in_words(record["environment"]) for record in row.done})),
         "training s/epoch": f"{seconds:.2f}" if seconds < 10 else f"{seconds:.1f}",
         "training images/s": f"{images / seconds:,.0f}",
         "evaluation s/epoch": f"{statistics.median(epoch['evaluation_seconds'] for epoch in epochs):.1f}",
@@ -172,11 +173,3 @@ def percent(value: float | None) -> str:
 def commit(record: Record) -> str:
     """The first digits of the commit, marked where the tree differed from it."""
     return shown(record["code"])
-
-
-def device(environment: Mapping[str, Any]) -> str:
-    """The device's name, on a CPU with its instructions, where they are recorded, and the number of threads."""
-    count = environment["threads"]
-    threads = "" if str(environment["cuda"]) != "None" else f", {count} thread{'' if count == 1 else 's'}"
-    words = f", {environment['instructions']}" if environment.get("instructions") else ""
-    return f"{environment['device']}{words}{threads}"

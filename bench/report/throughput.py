@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.catalog import EXPERIMENTS, find
+from bench.environment import device_in_words
 from bench.errors import UserError
 from bench.measure.throughput import LOOPS, RATIOS, SCHEMA
 from bench.provenance import shown
-from bench.report.tables import attention_name, device, model_name, table
+from bench.report.tables import attention_name, model_name, table
 
 Report = dict[str, Any]
 
@@ -60,7 +61,7 @@ def throughput_section(folder: Path) -> str:
 def _device_section(report: Report) -> str:
     loops = report["loops"]
     lines = [
-        f"### {device(report['environment'])}\n",
+        f"### {device_in_words(report['environment'])}\n",
         f"{_peaks(report)} {_origin(report)}\n",
         f"Loops on `{loops['experiment']}`, batch {loops['batch_size']}; ours in {_mode(loops)}. "
         f"The conventional loop's best flags are {_flags(loops['best_flags'])}.\n",
@@ -192,9 +193,3 @@ def _settings(before: Report, after: Report) -> Iterator[str]:
         old, new = (_mode(report["families"][family]) for report in (before, after))
         if old != new:
             yield f"{family}: mode: {old} -> {new}"
-
-
-def file_name(environment: dict[str, Any]) -> str:
-    """The file of a device's measurement: its name in small letters, with the threads on a CPU."""
-    words = "".join(character if character.isalnum() else " " for character in device(environment).lower()).split()
-    return "-".join(words) + ".json"

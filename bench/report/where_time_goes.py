@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.catalog import EXPERIMENTS
+from bench.environment import device_in_words
 from bench.errors import UserError
 from bench.measure.operators import ATTENTION, BOOKKEEPING, COMPILED, COPY, DEPTHWISE, ELEMENTWISE, IDLE, KINDS, OPTIMIZER, OTHER
 from bench.measure.profiling import SCHEMA
 from bench.provenance import shown
-from bench.report.tables import Line, device, table
+from bench.report.tables import Line, table
 from bench.report.throughput import mode
 
 Entry = dict[str, Any]
@@ -78,7 +79,8 @@ def _place(entry: Entry) -> tuple[int, str]:
 def _heading(entries: Sequence[Entry], link: str) -> str:
     torches = ", ".join(sorted({entry["environment"]["torch"] for entry in entries}))
     commits = ", ".join(sorted({f"`{shown(entry['code'])}`" for entry in entries}))
-    return f"### {device(entries[0]['environment'])}\n\nTorch {torches}, commit {commits}; [all figures]({link}).\n"
+    device = device_in_words(entries[0]["environment"])
+    return f"### Where the time goes: {device}\n\nTorch {torches}, commit {commits}; [all figures]({link}).\n"
 
 
 def _line(entry: Entry) -> Line:

@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.catalog import find
+from bench.environment import device_in_words
 from bench.experiment import Experiment
 from bench.ledger import Record
 from bench.report.figures.scope import NothingToDraw, Scope, network_name, note_of, timed, usual_device
 from bench.report.figures.style import BLUE, FAINT, INK, SMALL, head, log_axis, new_figure
 from bench.report.rows import Row
-from bench.report.tables import device
 from bench.report.throughput import read_reports
 from data.sources import SOURCES
 
@@ -74,7 +74,7 @@ def roofline(scope: Scope, throughput: Path) -> dict[str, float]:
     return {
         family(find(row["experiment"])): row["roofline_seconds_per_epoch"]
         for _, report in read_reports(throughput)
-        if device(report["environment"]) == machine
+        if device_in_words(report["environment"]) == machine
         for row in report["families"].values()
     }
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.catalog import find
+from bench.environment import device_in_words
 from bench.experiment import Experiment, canonical_json
 from bench.ledger import Record
 from bench.profiles import PROFILES
 from bench.report.rows import Found, Row, rows_of
-from bench.report.tables import SELECTIONS, device
+from bench.report.tables import SELECTIONS
 
 
 class NothingToDraw(Exception):
@@ -95,14 +96,14 @@ def timed(row: Row, machine: str) -> list[Record]:
     """
     groups: dict[str, list[Record]] = {}
     for record in row.done:
-        if device(record["environment"]) == machine:
+        if device_in_words(record["environment"]) == machine:
             groups.setdefault(canonical_json(record["environment"]), []).append(record)
     return groups[max(sorted(groups), key=lambda key: len(groups[key]))] if groups else []
 
 
 def usual_device(rows: Sequence[Row]) -> str:
     """The device that most of these rows have records of, the first by name where several have."""
-    used = [name for row in rows for name in {device(record["environment"]) for record in row.done}]
+    used = [name for row in rows for name in {device_in_words(record["environment"]) for record in row.done}]
     return max(sorted(set(used)), key=used.count)
 
 
