@@ -1,6 +1,7 @@
 """How steps are computed: every mode gives the same numbers to rounding, the choice is measured once, and a run keeps it."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -236,6 +237,20 @@ def test_compilation_is_decided_by_the_number_of_steps(monkeypatch: pytest.Monke
     monkeypatch.setitem(COMPILE_FROM_STEPS, "cpu", 1000)
     assert [compiled(Choices(), steps) for steps in (999, 1000)] == [False, True]
     assert not compiled(Choices(compile="off"), 1000)
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0.0, 6), (0.35, 2)])
+def test_a_slow_method_is_not_measured_again(seconds: float, calls: int) -> None:
+    called = 0
+
+    def forward() -> Tensor:
+        nonlocal called
+        called += 1
+        time.sleep(seconds)
+        return torch.ones(1, requires_grad=True) * 2
+
+    measured = Measurements(CPU, kept=None)._timed(forward, Execution(), "fp32")
+    assert called == calls and seconds <= measured < seconds + 0.3
 
 
 def test_a_cuda_graph_needs_cuda() -> None:
