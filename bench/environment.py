@@ -88,6 +88,11 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
+def device_slug(described: Mapping[str, Any]) -> str:
+    """The device of :func:`describe` in the names of its files."""
+    return slug(device_in_words(described))
+
+
 def device_name(device: torch.device) -> str:
     """The name that the vendor gives to the device."""
     if device.type == "cuda":

@@ -52,6 +52,6 @@ def measure(settings: Settings, *, quick: bool) -> Path:
     chosen = {experiment.name for experiment in settings.experiments()}
     names = {name: row for name, row in NETWORKS.items() if row in chosen and (not quick or name in QUICK)}
     report = bench.report(find(HEADLINE), {name: find(row) for name, row in names.items()})
-    path = settings.results / "throughput" / f"{environment.slug(environment.device_in_words(report['environment']))}.json"
+    path = settings.results / "throughput" / f"{environment.device_slug(report['environment'])}.json"
     write_atomically(path, lambda file: file.write(canonical_json(report).encode()))
     return path

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity
 from bench import cli
 from bench.catalog import EXPERIMENTS, find
 from bench.engine.execution import Execution
-from bench.environment import describe, device_in_words, slug
+from bench.environment import describe, device_slug, slug
 from bench.errors import EXIT_USER
 from bench.experiment import Experiment, Model
 from bench.ledger import Ledger
@@ -277,7 +277,7 @@ def test_profile_end_to_end(small_networks: None, tmp_path: Path, capsys: pytest
 
 def test_a_damaged_summary_is_one_clear_line(small_networks: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["profile", "--profile", "smoke", "--device", "cpu", "--results", str(tmp_path), "--only", "cifar100/baseline"]
-    path = tmp_path / "profile" / f"{slug(device_in_words(describe(CPU)))}.json"
+    path = tmp_path / "profile" / f"{device_slug(describe(CPU))}.json"
     path.parent.mkdir()
     for content in ("{", "[]", '{"schema": 2}', '{"schema": 1}'):
         path.write_text(content)

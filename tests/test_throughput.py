@@ -18,7 +18,7 @@ from bench import cli, throughput
 from bench.catalog import EXPERIMENTS, find
 from bench.engine.device_data import DeviceSplit
 from bench.engine.execution import Choices, Execution
-from bench.environment import device_in_words, slug
+from bench.environment import device_slug
 from bench.errors import UserError
 from bench.measure import energy, loops, roofline, timing
 from bench.measure import throughput as measuring
@@ -214,7 +214,7 @@ def test_a_measurement_holds_what_the_tables_show(report: dict[str, Any]) -> Non
 
 def test_the_section_shows_loops_ratios_and_networks(report: dict[str, Any], tmp_path: Path) -> None:
     assert throughput_section(tmp_path) == ""
-    (tmp_path / f"{slug(device_in_words(report['environment']))}.json").write_text(json.dumps(report))
+    (tmp_path / f"{device_slug(report['environment'])}.json").write_text(json.dumps(report))
     text = throughput_section(tmp_path)
     assert text.startswith("## Throughput\n")
     assert "Measured peaks: 0.1 TFLOP/s in fp32, 0.2 in bf16, copies at 10 GB/s. Torch" in text
@@ -267,7 +267,7 @@ def test_compare_prints_the_changes(report: dict[str, Any], tmp_path: Path, caps
 
 def test_the_file_is_named_after_the_device() -> None:
     def name(**described: Any) -> str:
-        return slug(device_in_words(described))
+        return device_slug(described)
 
     assert (
         name(device="Intel(R) Xeon(R) CPU @ 2.0GHz", instructions=None, threads=2, cuda=None)

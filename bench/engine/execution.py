@@ -30,7 +30,7 @@ Switch = Literal["auto", "on", "off"]
 # A method replaces the one before it only where it takes less than the inverse of this of its time: noise must not choose.
 FASTER_BY = {"cpu": 1.2, "cuda": 1.05}
 TIMED = 5  # measurements of each method, after one that warms up; the shortest decides, for other work can only lengthen them
-ENOUGH = 0.3  # seconds of them: no more measurements of a slow method, which bf16 without units is twenty times over
+ENOUGH = 0.3  # seconds of them, after which a slow method (bf16 without units takes 0.4 s) is measured no more often
 REPLAYED = 20  # of a graph in one measurement
 BATCH = 128  # images of a measurement: the recipes' batch
 IMAGE_CHANNELS = 3  # what has no more of them is an image, which needs no gradient

@@ -63,7 +63,7 @@ def profile_networks(settings: Settings, choices: Choices) -> Iterator[str]:
     """
     environment.make_deterministic()
     device = environment.choose_device(settings.device)
-    folder = settings.results / "profile" / slug(environment.device_in_words(environment.describe(device)))
+    folder = settings.results / "profile" / environment.device_slug(environment.describe(device))
     summary = folder.with_name(f"{folder.name}.json")
     entries = _entries(summary)
     chosen = distinct_networks(settings)
