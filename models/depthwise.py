@@ -12,8 +12,8 @@ gradient of zero.
 - ``convolution``: the library's. The reference, and the one whose multiply-adds are reported.
 - ``pairs``: the library's convolution forward, and for the gradient of x (a convolution of the output's gradient with the mirrored
   kernel); the gradient of w is summed from the h^2 x h^2 products of positions, g[n, c, p] x[n, c, q] over n, each of which belongs
-  to the tap q - p. On two CPU cores (AVX-512, fp32, batch 128) the backward pass falls from 18 ms to 0.4 on a 1x1 map with 768
-  channels, from 5.7 to 0.5 on a 2x2 map with 384, from 7.0 to 2.6 on a 4x4 map with 192; on 8x8 maps there is no gain.
+  to the tap q - p. On two CPU cores (AVX-512, fp32, batch 128) the backward pass falls from 14.8 ms to 0.3 on a 1x1 map with 768
+  channels, from 2.7 to 0.4 on a 2x2 map with 384, from 4.7 to 1.6 on a 4x4 map with 192, from 9.8 to 6.0 on an 8x8 map with 96.
 - ``matrix``: a product with the h^2 x h^2 matrix M[c, p, q] = w[c, q - p + (k - 1) / 2], gathered from the taps.
 - ``triton``: kernels for CUDA, :mod:`models.depthwise_triton`, for maps of any side.
 """
@@ -30,12 +30,13 @@ from torch.overrides import wrap_torch_function
 Method = Literal["convolution", "pairs", "matrix", "triton"]
 Computation = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of x, weight, bias and joining taps
 LARGEST_SIDE = 8  # pixels, for products of positions; on larger maps these outnumber the taps' by far
+FEW_PAIRS = 2  # up to this side all products at once take less time than the transposes before a matrix product
 
 
 def methods_for(side: int, device: torch.device) -> tuple[Method, ...]:
     """The methods worth trying on square maps of ``side``, the reference first.
 
-    ``pairs`` is a launch for each position: on a GPU never the fastest.
+    ``pairs`` is for CPUs: with a launch for each position it was never the fastest on a GPU.
     """
     if device.type == "cpu":
         return ("convolution", "pairs", "matrix") if side <= LARGEST_SIDE else ("convolution",)
@@ -196,15 +197,24 @@ def pairs(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) ->
 
 def weight_gradient(x_NCHW: Tensor, gradient_NCHW: Tensor, weight: Tensor, joining_taps: Tensor) -> Tensor:
     """The gradient of the ``[C, 1, k, k]`` weight from the products of positions, summed in fp32 at least."""
-    n, channels, side, _ = x_NCHW.shape
     wide = torch.promote_types(x_NCHW.dtype, torch.float32)
-    x_NQC = x_NCHW.permute(0, 2, 3, 1).reshape(n, side * side, channels).to(wide)
-    g_NPC = gradient_NCHW.permute(0, 2, 3, 1).reshape(n, side * side, channels).to(wide)
-    products_PQC = torch.stack([(g_NPC[:, p, None] * x_NQC).sum(0) for p in range(side * side)])
+    products_CPQ = _position_products(gradient_NCHW, x_NCHW, wide)
     # a product with zeros and ones adds up each tap's pairs: one kernel, in an order that never changes
     taps = torch.arange(weight.shape[-1] ** 2, device=weight.device)
     belongs = (joining_taps.flatten()[:, None] == taps).to(wide)  # [P Q, taps]
-    return (products_PQC.flatten(0, 1).t() @ belongs).reshape(weight.shape).to(weight.dtype)
+    return (products_CPQ.flatten(1) @ belongs).reshape(weight.shape).to(weight.dtype)
+
+
+def _position_products(g_NCHW: Tensor, x_NCHW: Tensor, wide: torch.dtype) -> Tensor:
+    """``[C, h^2, h^2]``: each position of g with each of x, multiplied in ``wide`` and summed over the images."""
+    n, channels, side, _ = x_NCHW.shape
+    # the whole batch as rows of channels: two axes, which is what the library transposes fast
+    g_BC, x_BC = (map_.permute(0, 2, 3, 1).reshape(n * side**2, channels) for map_ in (g_NCHW, x_NCHW))
+    if side <= FEW_PAIRS:
+        g_NPC, x_NQC = (map_.to(wide).view(n, side**2, channels) for map_ in (g_BC, x_BC))
+        return (g_NPC[:, :, None] * x_NQC[:, None]).sum(0).permute(2, 0, 1)
+    g_CNP, x_CNQ = (map_.t().contiguous().to(wide).view(channels, n, side**2) for map_ in (g_BC, x_BC))
+    return g_CNP.mT @ x_CNQ
 
 
 # ---- matrix ------------------------------------------------------------------------------------------------------------
