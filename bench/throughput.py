@@ -27,9 +27,10 @@ NETWORKS = {  # by the tables' name: an experiment that trains it
 }
 QUICK = ("ConvNeXt-Tiny, default stem", "ViT-Tiny")
 
-# Seconds of a window and windows of each contender. Everything took 9.5 minutes on two cores without bf16 units, where the matched
-# ViT takes ten seconds a step. On a GPU most of the time goes to compiling, and windows of it hardly differ.
-WINDOWS = {("cpu", False): (1.0, 5), ("cpu", True): (0.5, 3), ("cuda", False): (0.3, 5), ("cuda", True): (0.2, 3)}
+# Seconds of a window, windows of each contender, and seconds of everything, which further turns of the loops fill. Without bf16
+# units two cores take 9 minutes, and the matched ViT alone ten seconds a step; with them 6, and what is left makes the ratios
+# steadier. On a GPU most of the time goes to compiling, and windows of it hardly differ.
+WINDOWS = {("cpu", False): (1.0, 5, 480), ("cpu", True): (0.5, 3, 0), ("cuda", False): (0.3, 5, 0), ("cuda", True): (0.2, 3, 0)}
 
 
 def measure(settings: Settings, *, quick: bool) -> Path:
@@ -40,12 +41,13 @@ def measure(settings: Settings, *, quick: bool) -> Path:
     """
     environment.make_deterministic()
     device = environment.choose_device(settings.device)
-    window_seconds, windows = WINDOWS[device.type, quick]
+    window_seconds, windows, least_seconds = WINDOWS[device.type, quick]
     bench = Bench(
         device,
         choices(settings),
         window_seconds=window_seconds,
         windows=windows,
+        least_seconds=least_seconds,
         search=not quick,
         say=lambda line: print(f"measuring {line}", flush=True),
     )

@@ -57,6 +57,18 @@ def test_a_lone_contenders_first_step_is_a_window_where_a_step_fills_one(monkeyp
     assert speeds == {"slow": pytest.approx([2, 8 / 4.1, 8 / 4.2])}
 
 
+def test_turns_go_on_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = {"now": 0.0}
+
+    def contender(steps: int) -> None:
+        clock["now"] += steps * 0.5
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock["now"])
+    both = {"one": contender, "other": contender}
+    speeds = interleaved(both, images=8, device=CPU, window_seconds=1, windows=2, least_seconds=7)
+    assert list(map(len, speeds.values())) == [4, 4], "a turn of both takes two seconds"
+
+
 def test_a_ratio_is_taken_turn_by_turn() -> None:
     speeds = {"one": [10.0, 20.0, 40.0], "other": [10.0, 10.0, 10.0]}
     assert ratio(speeds, "one", "other") == Spread(median=2, low=1, high=4)

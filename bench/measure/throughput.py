@@ -82,6 +82,7 @@ class Bench:
         choices: how the user wants steps to be computed.
         window_seconds: about how long one turn of one contender lasts.
         windows: turns of each contender.
+        least_seconds: of everything; the loops come last and take turns until then.
         search: whether to look for each family's best batch size, and to time the slowest of the loops.
         say: takes a line on what is being measured.
     """
@@ -93,11 +94,13 @@ class Bench:
         *,
         window_seconds: float,
         windows: int,
+        least_seconds: float = 0.0,
         search: bool,
         say: Callable[[str], None],
     ) -> None:
         self._device, self._choices = device, choices
         self._window_seconds, self._windows, self._search, self._say = window_seconds, windows, search, say
+        self._ends = time.perf_counter() + least_seconds
         images, labels = loops.random_images(IMAGES, CLASSES)
         self._images, self._labels = images, labels
         self._split = DeviceSplit(images, labels, padding=4, mean=loops.MEAN, std=loops.STD, device=device)
@@ -114,12 +117,12 @@ class Bench:
         environment.make_deterministic()
         self._say("peak of matrix products and copies")
         peak = roofline.measured_peak(self._device)
-        compared = self.compare_loops(headline)
         rows = {}
         for name, experiment in families.items():
             self._say(name)
             rows[name] = self.family(experiment, peak)
             gc.collect()
+        compared = self.compare_loops(headline)
         return {
             "schema": SCHEMA,
             "code": environment.code_state(),
@@ -145,13 +148,19 @@ class Bench:
             contenders[name] = make()
             contenders[name](WARM_UP + 2 if self._device.type == "cuda" else 2)  # plans, allocations, workers, a graph
         speeds = interleaved(
-            contenders, images=batch_size, device=self._device, window_seconds=self._window_seconds, windows=self._windows
+            contenders,
+            images=batch_size,
+            device=self._device,
+            window_seconds=self._window_seconds,
+            windows=self._windows,
+            least_seconds=self._ends - time.perf_counter(),
         )
         return {
             "experiment": experiment.name,
             "batch_size": batch_size,
             "precision": experiment.recipe.precision,
             "execution": execution.described(),
+            "windows": len(speeds[OURS]),
             "best_flags": vars(flags),
             "images_per_second": {name: Spread.of(values).as_json() for name, values in speeds.items()},
             "ratios": {

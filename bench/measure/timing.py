@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-WINDOWS = 5  # turns of each contender: an odd number, so that the median is one of them
+WINDOWS = 5  # turns of each contender
 SLOW, WINDOWS_OF_THE_SLOW = 2.0, 3  # seconds of a step from which three turns are enough: they are long
 
 
@@ -54,6 +54,7 @@ def interleaved(
     device: torch.device,
     window_seconds: float,
     windows: int = WINDOWS,
+    least_seconds: float = 0.0,
 ) -> dict[str, list[float]]:
     """Images per second of each contender, one value for each window, windows of all contenders in turns.
 
@@ -64,6 +65,8 @@ def interleaved(
         contenders: each takes a number of steps and does them; all are warm.
         images: in one step, the same for all.
         window_seconds: about how long a window lasts; at least one step.
+        windows: turns of each.
+        least_seconds: further turns until so much time has passed: what is fast has time for more, and a steadier median.
     """
     once = {name: seconds_of(partial(contender, 1), device) for name, contender in contenders.items()}
     steps = {name: max(1, round(window_seconds / seconds)) for name, seconds in once.items()}
@@ -73,7 +76,10 @@ def interleaved(
     if list(steps.values()) == [1]:
         speeds = {name: [images / seconds] for name, seconds in once.items()}
         windows -= 1
-    for _ in range(windows):
+    started = time.perf_counter()
+    turns = 0
+    while turns < windows or time.perf_counter() - started < least_seconds:
+        turns += 1
         for name, contender in contenders.items():
             seconds = seconds_of(partial(contender, steps[name]), device)
             speeds[name].append(images * steps[name] / seconds)
