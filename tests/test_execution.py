@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
-from bench.engine import ranks
+from bench.engine import execution, ranks
 from bench.engine.bf16 import Bf16InFp32
 from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.device_data import DeviceSplit, draw_epoch
@@ -271,6 +271,16 @@ def test_measurements_are_kept_and_shared(tmp_path: Path) -> None:
     again = choose(small_network(), "bf16", CPU, Choices(kept=kept), steps=1)
     assert (set(again.depthwise.values()), again.patches) == ({"matrix"}, "matrix") or again.bf16 != first.bf16
     assert again.bf16 == "units"
+
+
+def test_what_was_measured_of_other_code_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "measured.json"
+    monkeypatch.setattr(Measurements, "_timed", lambda self, forward, mode: 1.0)
+    assert Measurements(CPU, kept).bf16() == "units"
+    monkeypatch.setattr(Measurements, "_timed", lambda self, forward, mode: 2.0 if mode.bf16 == "units" else 1.0)
+    assert Measurements(CPU, kept).bf16() == "units"
+    monkeypatch.setattr(execution, "METHODS", execution.METHODS + 1)
+    assert Measurements(CPU, kept).bf16() == "fp32"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"machine": 1}', '{"machine": {"key": {"name": "fast"}}}'])

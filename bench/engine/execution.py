@@ -33,6 +33,7 @@ TIMED = 5  # measurements of each method, after one that warms up; the shortest 
 ENOUGH = 0.3  # seconds of them, after which a slow method (bf16 without units takes 0.4 s) is measured no more often
 REPLAYED = 20  # of a graph in one measurement
 BATCH = 128  # images of a measurement: the recipes' batch
+METHODS = 2  # counts the changes to how a method computes: what was measured before the last one is measured again
 IMAGE_CHANNELS = 3  # what has no more of them is an image, which needs no gradient
 
 
@@ -128,7 +129,7 @@ class Measurements:
         self._device = device
         self._kept = kept
         on_cpu = f", {environment.instructions(device)}, {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-        self._machine = f"{environment.device_name(device)}{on_cpu}, torch {torch.__version__}"
+        self._machine = f"{environment.device_name(device)}{on_cpu}, torch {torch.__version__}, methods {METHODS}"
         self._seconds: dict[str, dict[str, float]] = self._read().get(self._machine, {})
 
     def bf16(self) -> Literal["units", "fp32"]:
