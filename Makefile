@@ -17,7 +17,7 @@
 #: DATASETS   folder of the data sets (datasets)
 #: RESULTS    folder of records, checkpoints and curves (results)
 #: WEIGHTS    file of pretrained weights to use instead of ImageNet-1k's ()
-#: DEPTHWISE  how depthwise and patch convolutions are computed (auto): auto, the fastest measured here; reference
+#: DEPTHWISE  how depthwise and patch convolutions and attention are computed (auto): auto, the fastest measured here; reference
 #: COMPILE    torch.compile (auto): auto, where it pays for its warm-up; on, off
 #: CUDA_GRAPH one launch for a whole training step on CUDA (auto): auto, yes; on, off
 #

@@ -20,7 +20,7 @@ FLAGS = {
     "DATASETS": "folder of the data sets",
     "RESULTS": "folder of records, checkpoints and curves",
     "WEIGHTS": "file of pretrained weights to use instead of ImageNet-1k's",
-    "DEPTHWISE": "method of depthwise and patch convolutions: auto (the fastest measured), reference",
+    "DEPTHWISE": "method of depthwise and patch convolutions and attention: auto (the fastest measured), reference",
     "COMPILE": "torch.compile: auto (where it pays for its warm-up), on, off",
     "CUDA_GRAPH": "one launch for a whole step on CUDA: auto (yes), on, off",
 }

@@ -16,15 +16,18 @@ Letters in shapes: N images, C channels, H and W sides of the map, L = H*W token
 Means and maxima are taken over axes, not by adaptive pooling, whose backward pass is not deterministic on CUDA.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
 Kind = Literal["mhsa", "se", "eca", "cbam", "spatial"]
+AttentionMethod = Literal["fused", "products"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class SelfAttention(nn.Module):
             raise ValueError(f"heads: expected a divisor of the width {width}, found {heads}")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
+        self.mixing = ScaledDotProduct()
         self.projection = nn.Linear(width, width)
         for linear in (self.qkv, self.projection):
             nn.init.trunc_normal_(linear.weight, std=0.02)
@@ -104,15 +108,14 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """From ``[N, L, C]`` to ``[N, L, C]``."""
-        queries, keys, values = self._by_head(tokens)
-        mixed = F.scaled_dot_product_attention(queries, keys, values)  # [N, h, L, d]
+        mixed = self.mixing(*self._by_head(tokens))
         out: Tensor = self.projection(mixed.transpose(1, 2).flatten(2))
         return out
 
     def matrices(self, tokens: Tensor) -> Tensor:
         """The attention matrices A ``[N, h, L, L]`` for ``[N, L, C]``; row: the query, column: the token that it attends to.
 
-        The fused attention of the forward pass never forms A. Applied to the identity instead of V it returns A I = A.
+        Fused attention never forms A. Applied to the identity instead of V it returns A I = A.
         """
         queries, keys, _ = self._by_head(tokens)
         identity = torch.eye(tokens.shape[1], dtype=queries.dtype, device=queries.device)
@@ -123,6 +126,68 @@ class SelfAttention(nn.Module):
         qkv: Tensor = self.qkv(tokens)
         queries, keys, values = qkv.reshape(*qkv.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
         return queries, keys, values
+
+
+class ScaledDotProduct(nn.Module):
+    """``softmax(Q K^T / sqrt(d)) V``, computed by a method; there are no parameters.
+
+    - ``fused``: the library's operator, which never forms the matrices. The reference.
+    - ``products``: two batched matrix products, with the softmax between them. In bf16 the scores are rounded once more than in the
+      fused operator, which keeps them in fp32. That operator is made for long sequences, and on CPUs its backward pass in bf16 is
+      slow: on two cores with bf16 units both passes over 128 images take 62 ms with 65 tokens in 3 heads of 64, and 10 by
+      products; 17 ms with the 16 tokens of a 4x4 map in 4 heads of 48, and 2 by products.
+    """
+
+    method: AttentionMethod = "fused"
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """From three ``[N, h, L, d]`` to one."""
+        if self.method == "products":
+            return attention_products(queries, keys, values)
+        return F.scaled_dot_product_attention(queries, keys, values)
+
+
+@wrap_torch_function(lambda queries, keys, values: (queries, keys, values))  # an operator to a ``TorchFunctionMode``
+def attention_products(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Scaled dot-product attention of ``[N, h, L, d]`` by matrix products."""
+    n, heads, _, width = queries.shape
+    queries, keys, values = (of_heads.flatten(0, 1) for of_heads in (queries, keys, values))
+    nothing = queries.new_zeros(())  # to add to: only this operator scales a product before it is rounded
+    scores = torch.baddbmm(nothing, queries, keys.mT, beta=0, alpha=width**-0.5)
+    return torch.bmm(scores.softmax(-1), values).view(n, heads, -1, width)
+
+
+class AttentionLayer(NamedTuple):
+    """The shape of one self-attention."""
+
+    tokens: int
+    heads: int
+    width: int  # of a head
+
+
+def attention_layers(network: nn.Module, *, side: int = 32) -> set[AttentionLayer]:
+    """Every self-attention of a network, for images of ``side`` pixels."""
+    network = copy.deepcopy(network).to("meta").eval()
+    layers: set[AttentionLayer] = set()
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        _, heads, tokens, width = output.shape
+        layers.add(AttentionLayer(tokens, heads, width))
+
+    for module in network.modules():
+        if isinstance(module, ScaledDotProduct):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        network(torch.zeros(1, 3, side, side, device="meta"))
+    return layers
+
+
+def compute_attention_by(network: nn.Module, method: AttentionMethod) -> int:
+    """Let every self-attention of ``network`` compute by a method, in place, and return how many there are."""
+    found = [module for module in network.modules() if isinstance(module, ScaledDotProduct)]
+    for module in found:
+        module.method = method
+    return len(found)
 
 
 class MultiHeadSelfAttention(nn.Module):

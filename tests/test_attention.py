@@ -71,6 +71,8 @@ def test_bad_descriptions_are_refused() -> None:
             build()
 
 
+METHODS: tuple[attention.AttentionMethod, ...] = ("fused", "products")
+
 # ---- the same weights in an independent implementation give the same outputs ---------------------------------------------
 
 
@@ -88,6 +90,52 @@ def test_self_attention_is_torchs(heads: int) -> None:
     torch.testing.assert_close(ours(tokens), expected)
     torch.testing.assert_close(ours.matrices(tokens), matrices)
     assert matrices.std() > 0.05
+
+
+def mixed_with_gradients(method: attention.AttentionMethod, *operands: Tensor) -> list[Tensor]:
+    mixing = attention.ScaledDotProduct()
+    mixing.method = method
+    leaves = [operand.clone().requires_grad_() for operand in operands]
+    out = mixing(*leaves)
+    out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out))
+    return [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+@pytest.mark.parametrize(("tokens", "heads", "width"), [(65, 3, 16), (16, 4, 48), (4, 1, 32), (1, 2, 8)])
+def test_products_are_fused_attention_in_float64(tokens: int, heads: int, width: int) -> None:
+    operands = 2 * draw(3, 2, heads, tokens, width, dtype=torch.float64)
+    fused, products = (mixed_with_gradients(method, *operands) for method in METHODS)
+    assert len(fused) == len(products) == 4
+    for mine, theirs in zip(products, fused, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+
+
+def test_products_agree_under_autocast_to_its_precision() -> None:
+    operands = draw(3, 8, 3, 65, 64).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fused, products = (mixed_with_gradients(method, *operands) for method in METHODS)
+    for mine, theirs in zip(products, fused, strict=True):
+        assert mine.dtype == theirs.dtype == torch.bfloat16
+        torch.testing.assert_close(mine, theirs, rtol=3e-2, atol=3e-2)
+
+
+def test_the_self_attention_of_every_family() -> None:
+    """All of it is found, and the whole network computes the same with the same parameters."""
+    both = {site: Attention("mhsa", heads=4) for site in convnext.SITES}
+    expected = {
+        "vit": (vit.vit(classes=10, width=24, depth=2, heads=3), {(65, 3, 8)}),
+        "convnext": (convnext_tiny(classes=10, attention=both), {(16, 4, 48), (4, 4, 96)}),
+        "cifar": (convnext_tiny(classes=10, stem="cifar", attention=both), {(64, 4, 48), (16, 4, 96)}),
+        "plain": (convnext_tiny(classes=10, attention={"P2": Attention("se")}), set()),
+    }
+    images = draw(2, 3, 32, 32, dtype=torch.float64)
+    for name, (network, layers) in expected.items():
+        assert attention.attention_layers(network) == layers, name
+        network.double().eval()
+        keys, plain = list(network.state_dict()), network(images)
+        assert attention.compute_attention_by(network, "products") == len(layers) * (2 if name == "vit" else 1), name
+        torch.testing.assert_close(network(images), plain, rtol=1e-10, atol=1e-10)
+        assert list(network.state_dict()) == keys
 
 
 def test_matrices_are_those_of_the_forward_pass() -> None:

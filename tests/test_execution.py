@@ -26,7 +26,8 @@ from bench.engine.step import TrainingStep
 from bench.engine.train import build_network, put_on_device, train
 from bench.errors import UserError
 from bench.experiment import Recipe, canonical_json
-from models.convnext import convnext_tiny
+from models.attention import Attention, Gated, ScaledDotProduct
+from models.convnext import convnext_tiny, insert_attention
 from models.depthwise import DepthwiseConv2d, depthwise_maps
 from models.patches import PatchConv2d, patch_layers
 from models.vit import vit
@@ -67,6 +68,32 @@ def test_every_mode_gives_the_references_losses(execution: Execution, precision:
     reference = train_small(run, tmp_path / "reference")
     found = train_small(run, tmp_path / "other", execution=execution)
     assert losses(found) == pytest.approx(losses(reference), rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("precision", "bf16", "tolerance"), [("fp32", "units", 1e-5), ("bf16", "units", 3e-3), ("bf16", "fp32", 3e-3)]
+)
+def test_attention_by_products_gives_the_references_losses(precision: str, bf16: Any, tolerance: float, tmp_path: Path) -> None:
+    run = small_run(precision=precision)
+    reference = train_small(run, tmp_path / "reference", network=open_gates(attentive()))
+    network = open_gates(attentive())
+    found = train_small(run, tmp_path / "other", network=network, execution=Execution(attention="products", bf16=bf16))
+    assert losses(found) == pytest.approx(losses(reference), rel=tolerance)
+    assert [module.method for module in network.modules() if isinstance(module, ScaledDotProduct)] == ["products"] * 2
+
+
+def attentive() -> nn.Module:
+    network = small_network()
+    insert_attention(network, {"P2": Attention("mhsa", heads=2), "P3": Attention("mhsa")})  # type: ignore[arg-type]
+    return network
+
+
+def open_gates(network: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, Gated):
+                module.alpha.fill_(1.0)
+    return network
 
 
 def test_the_faster_methods_are_really_on(tmp_path: Path) -> None:
@@ -214,6 +241,16 @@ def test_a_method_must_be_clearly_faster(seconds: dict[str, float], method: str,
     expected = {} if method == "convolution" else dict.fromkeys([1, 2, 4, 8], method)
     patches = "matrix" if seconds["matrix"] < 0.8 else "convolution"  # of the same fake times
     assert execution == Execution(depthwise=expected, patches=patches)
+
+
+@pytest.mark.parametrize(("products", "method"), [(0.5, "products"), (0.9, "fused")])
+def test_attention_too_must_be_clearly_faster(products: float, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = fake_times(monkeypatch, dict.fromkeys(["units", "convolution", "pairs", "matrix", "fused"], 1.0) | {"products": products})
+    assert choose(attentive(), "fp32", CPU, Choices(), steps=10).attention == method
+    assert [key for key in log if key.startswith("attention")] == [
+        "attention 4 tokens, 1 x 32 fp32",
+        "attention 16 tokens, 2 x 8 fp32",
+    ]
 
 
 def test_reference_and_fp32_measure_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

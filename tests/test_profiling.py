@@ -30,7 +30,7 @@ from bench.measure.trace import Event, memory_of_last_step, on_host
 from bench.report.results import results_page
 from bench.settings import DEFAULTS, Settings, settings
 from models import Attention
-from models.attention import Kind
+from models.attention import AttentionMethod, Kind
 from models.convnext import insert_attention
 from models.depthwise import use_methods
 from models.mixer import mixer
@@ -110,7 +110,8 @@ def profile(method: str) -> Iterator[Profile]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.engine.network.build", lambda model, **options: attentive("mhsa"))
         patch.setattr(recording, "MOST_TIMED", 2)
-        yield record(small_experiment(), 10, Execution(depthwise=dict.fromkeys(SIDES, method)), CPU)  # type: ignore[arg-type]
+        attention: AttentionMethod = "products" if method == "pairs" else "fused"
+        yield record(small_experiment(), 10, Execution(depthwise=dict.fromkeys(SIDES, method), attention=attention), CPU)  # type: ignore[arg-type]
 
 
 def test_shares_are_of_the_whole_and_hardly_anything_is_unknown(profile: Profile) -> None:
@@ -141,10 +142,15 @@ def test_every_method_of_depthwise_convolutions_counts_as_one_with_its_backward_
     assert calls["aten::addmm"]["matrix product"] >= 8 and depthwise not in calls["aten::addmm"]
 
 
-def test_attention_and_its_block_count_with_their_backward_pass(profile: Profile) -> None:
+def test_attention_and_its_block_count_with_their_backward_pass(profile: Profile, method: str) -> None:
     breakdown = on_host(profile.events)
-    kinds = {line.name: line.kind for line in breakdown.operators if "flash_attention" in line.name}
-    assert len(kinds) == 2 and set(kinds.values()) == {"attention"}
+    if method == "pairs":  # attention is by products
+        own = ("aten::baddbmm", "BaddbmmBackward0", "SoftmaxBackward0", "BmmBackward0")
+        calls = {line.name: line.calls for line in breakdown.operators if line.kind == "attention"}
+        assert [calls[name] for name in own] == [2] * 4 and calls["aten::bmm"] == 2 * 5
+    else:
+        kinds = {line.name: line.kind for line in breakdown.operators if "flash_attention" in line.name}
+        assert len(kinds) == 2 and set(kinds.values()) == {"attention"}
     assert breakdown.shares["attention"] < breakdown.attention_blocks < 0.7
     without = on_host([event for event in profile.events if event["name"] != "attention block"])
     assert without.attention_blocks == 0

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from models.attention import attention_products
 from models.depthwise import matrix_product, pairs
 
-_COMPUTED_IN_FP32 = (torch.conv2d, functional.scaled_dot_product_attention, pairs, matrix_product)
+_COMPUTED_IN_FP32 = (torch.conv2d, functional.scaled_dot_product_attention, attention_products, pairs, matrix_product)
 
 
 class Bf16InFp32(TorchFunctionMode):

@@ -22,6 +22,7 @@ from bench.engine.graphs import captured
 from bench.errors import UserError
 from bench.experiment import Precision, canonical_json
 from bench.ledger import write_atomically
+from models.attention import AttentionLayer, AttentionMethod, ScaledDotProduct, attention_layers, compute_attention_by
 from models.depthwise import Method, depthwise_maps, methods_for, use_methods
 from models.patches import PatchLayer, PatchMethod, compute_patches_by, patch_layers
 
@@ -43,6 +44,7 @@ class Execution:
 
     depthwise: Mapping[int, Method] = field(default_factory=dict)  # by the map's side; the rest are convolutions
     patches: PatchMethod = "convolution"  # what downsamples or embeds patches
+    attention: AttentionMethod = "fused"
     bf16: Literal["units", "fp32"] = "units"  # the processor's own arithmetic, or fp32 on rounded operands
     compiled: bool = False
     cuda_graph: bool = False
@@ -59,6 +61,7 @@ class Execution:
         """Let a network's layers compute in the mode, in place; it lies on the device where it will compute."""
         use_methods(network, self.depthwise)
         compute_patches_by(network, self.patches)
+        compute_attention_by(network, self.attention)
 
     def described(self) -> dict[str, Any]:
         """The mode in a record's words."""
@@ -99,9 +102,11 @@ def choose(network: nn.Module, precision: Precision, device: torch.device, choic
     bf16 = measured.bf16() if precision == "bf16" else "units"
     methods: dict[int, Method] = {}
     patches: PatchMethod = "convolution"
+    attention: AttentionMethod = "fused"
     if choices.depthwise == "auto":
         arithmetic = Execution(bf16=bf16)
         patches = measured.patches(patch_layers(network), precision, arithmetic)
+        attention = measured.attention(attention_layers(network), precision, arithmetic)
         for side, width in sorted(depthwise_maps(network)):
             if (method := measured.depthwise(side, width, precision, arithmetic)) != "convolution":
                 methods[side] = method
@@ -109,6 +114,7 @@ def choose(network: nn.Module, precision: Precision, device: torch.device, choic
     return Execution(
         depthwise=methods,
         patches=patches,
+        attention=attention,
         bf16=bf16,
         compiled=choices.compile == "on" or (choices.compile == "auto" and pays_from is not None and steps >= pays_from),
         cuda_graph=device.type == "cuda" and choices.cuda_graph != "off",
@@ -196,6 +202,32 @@ class Measurements:
         for method in methods:
             compute_patches_by(convolution, method)
             seconds[method] = self._timed(lambda: convolution(x), arithmetic, precision)
+        return seconds
+
+    def attention(self, layers: Set[AttentionLayer], precision: Precision, arithmetic: Execution) -> AttentionMethod:
+        """The method for all of a network's self-attention: the faster one in sum. A GPU's fused operator is fast both ways."""
+        if self._device.type != "cpu":
+            return "fused"
+        seconds = {"fused": 0.0, "products": 0.0}
+        for tokens, heads, width in sorted(layers):
+            its_seconds = self._once(
+                self._in_arithmetic(f"attention {tokens} tokens, {heads} x {width}", precision, arithmetic),
+                partial(self._of_attention, AttentionLayer(tokens, heads, width), precision, arithmetic),
+            )
+            for method in seconds:
+                seconds[method] += its_seconds[method]
+        return "products" if seconds["products"] * FASTER_BY[self._device.type] < seconds["fused"] else "fused"
+
+    def _of_attention(self, layer: AttentionLayer, precision: Precision, arithmetic: Execution) -> dict[str, float]:
+        tokens, heads, width = layer
+        mixing = ScaledDotProduct()
+        qkv = torch.randn(BATCH, tokens, 3, heads, width, device=self._device)  # as one linear layer gives them
+        qkv = (qkv.bfloat16() if precision == "bf16" else qkv).requires_grad_()
+        seconds: dict[str, float] = {}
+        methods: tuple[AttentionMethod, ...] = ("fused", "products")
+        for method in methods:
+            mixing.method = method
+            seconds[method] = self._timed(lambda: mixing(*qkv.permute(2, 0, 3, 1, 4).unbind()), arithmetic, precision)
         return seconds
 
     @staticmethod

@@ -23,10 +23,10 @@ from bench.engine.regime import EVERYTHING, release
 from bench.engine.step import TrainingStep
 from bench.experiment import Experiment
 from bench.measure.loops import MEAN, STD, build, random_images
-from bench.measure.operators import DEPTHWISE
+from bench.measure.operators import ATTENTION, DEPTHWISE
 from bench.measure.timing import seconds_of, synchronize
 from bench.measure.trace import ATTENTION_BLOCK, Event
-from models.attention import Gated, SelfAttention
+from models.attention import Gated, ScaledDotProduct, SelfAttention
 from models.depthwise import DepthwiseConv2d
 
 WARM_UP = 1  # steps under the profiler that it does not record: it slows its first one down
@@ -109,6 +109,8 @@ def annotate(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, DepthwiseConv2d):
             module.forward = _within(DEPTHWISE, module.forward)  # type: ignore[method-assign]
+        elif isinstance(module, ScaledDotProduct):
+            module.forward = _within(ATTENTION, module.forward)  # type: ignore[method-assign]
         elif isinstance(module, Gated | SelfAttention):
             module.forward = _within(ATTENTION_BLOCK, module.forward)  # type: ignore[method-assign]
 

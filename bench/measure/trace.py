@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from bench.measure.operators import COMPILED, COPY, DEPTHWISE, IDLE, KINDS, OPTIMIZER, OTHER, kind_of, kind_within
+from bench.measure.operators import ATTENTION, COMPILED, COPY, DEPTHWISE, IDLE, KINDS, OPTIMIZER, OTHER, kind_of, kind_within
 
 Event = dict[str, Any]
 
 ATTENTION_BLOCK = "attention block"  # the whole module: its norm, linear layers and gate too
-REGIONS = (DEPTHWISE, ATTENTION_BLOCK)  # names of annotations
+REGIONS = (DEPTHWISE, ATTENTION, ATTENTION_BLOCK)  # names of annotations
 
 _STEP = "ProfilerStep#"
 _OPTIMIZER = "Optimizer."
@@ -132,7 +132,7 @@ def _placed(event: Event, around: HostEvent | None, origin: HostEvent | None) ->
     outer = [other for other in (around, origin) if other]
     kind = next((other.kind_within for other in outer if other.kind_within), None)
     if not kind and annotation:
-        kind = DEPTHWISE if name == DEPTHWISE else OPTIMIZER if name.startswith(_OPTIMIZER) else None
+        kind = name if name in (DEPTHWISE, ATTENTION) else OPTIMIZER if name.startswith(_OPTIMIZER) else None
     elif not kind:
         kind = kind_within(name, event.get("args", {}).get("Input Dims", ()))
     return HostEvent(

@@ -135,6 +135,7 @@ def mode(execution: Report, precision: str, *, depthwise: bool = True) -> str:
     parts = [bf16 if precision == "bf16" else "fp32"]
     parts += [f"depthwise {execution['depthwise']}"] if depthwise else []
     parts += ["patches as matrix products"] if execution.get("patches") == "matrix" else []
+    parts += ["attention as matrix products"] if execution.get("attention") == "products" else []
     parts += [word for word, on in (("compiled", execution["compiled"]), ("CUDA graph", execution["cuda_graph"])) if on]
     return "; ".join(parts)
 

@@ -20,7 +20,7 @@ from tests.conftest import small_run, train_small
 from tests.reliability.equality import curves, same
 
 REFERENCE = Execution()
-FASTER = Execution(depthwise={1: "pairs", 2: "pairs", 4: "matrix"}, patches="matrix", bf16="fp32")
+FASTER = Execution(depthwise={1: "pairs", 2: "pairs", 4: "matrix"}, patches="matrix", attention="products", bf16="fp32")
 EPOCH = 2  # of three; a regime's switch is at its start
 STEP = 2  # of three or four
 
