@@ -84,6 +84,17 @@ def test_peak_memory_sees_what_is_freed_again() -> None:
     assert peak - before > 0.9 * size and peak - after > 0.9 * size
 
 
+def test_what_was_freed_before_is_no_part_of_the_peak() -> None:
+    before = peak_memory(lambda: None, CPU)
+    pieces = [torch.ones(15_000) for _ in range(5_000)]  # of a size that glibc does not map apart; 300 MB
+    pinned = torch.ones(15_000)  # above them, so that freeing them gives nothing back
+    del pieces
+    after = peak_memory(lambda: None, CPU)
+    if before is None or after is None or not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("this system does not tell a process's peak, or keeps what is freed")
+    assert pinned.sum() == 15_000 and after - before < 50_000_000
+
+
 def test_energy_is_read_from_the_drivers_library(monkeypatch: pytest.MonkeyPatch) -> None:
     def total(handle: object, millijoules: Any) -> int:
         millijoules._obj.value = 12_500

@@ -1,5 +1,7 @@
 """Interleaved timing: contenders take turns, so that whatever else the machine does falls on all of them alike."""
 
+import ctypes
+import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -94,13 +96,16 @@ def ratio(speeds: Mapping[str, Sequence[float]], one: str, other: str) -> Spread
 def peak_memory(work: Callable[[], Any], device: torch.device) -> int | None:
     """Bytes at the peak while ``work`` runs: those that torch has allocated on a GPU, the whole process's on a CPU.
 
-    None where the system does not tell (only Linux does on a CPU).
+    What earlier work has freed does not count. None where the system does not tell (only Linux does on a CPU).
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         work()
         synchronize(device)
         return torch.cuda.max_memory_allocated(device)
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # glibc keeps hundreds of MiB for later
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     except OSError:
