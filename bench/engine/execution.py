@@ -205,7 +205,7 @@ class Measurements:
         return seconds
 
     def attention(self, layers: Set[AttentionLayer], precision: Precision, arithmetic: Execution) -> AttentionMethod:
-        """The method for all of a network's self-attention: the faster one in sum. A GPU's fused operator is fast both ways."""
+        """The method for all of a network's self-attention: the faster one in sum; a GPU keeps the fused operator."""
         if self._device.type != "cpu":
             return "fused"
         seconds = {"fused": 0.0, "products": 0.0}
