@@ -107,8 +107,9 @@ smoke: $(INSTALLED)  ## Every family end to end in minutes, on the tiny data in 
 	@rm -rf -- "$(LEDGER)/smoke"
 	@export PROFILE=smoke RESULTS="$(LEDGER)/smoke"; $(call GRID_AND_REPORT)
 
+# Two at a time: most tests compute on one thread, and many wait for processes that import torch.
 test: $(INSTALLED)  ## Run the tests
-	$(PYTHON) -m pytest $(or $(TESTS),tests)
+	$(PYTHON) -m pytest $(or $(TESTS),--numprocesses 2 --dist worksteal tests)
 
 venv-cluster: $(INSTALLED)  ## Install what LAUNCHER=slurm needs on top, into the same environment
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-cluster.lock
