@@ -79,8 +79,9 @@ class Choices:
     kept: Path | None = None  # the file of earlier measurements; None: measure anew
 
 
-# From how many steps of a run compilation has paid for its own warm-up; None: it does not. Two CPU cores: 87 s of compiling
-# ConvNeXt-Tiny for steps that are no faster (fp32, the faster depthwise methods on: 0.9 to 1.0 of the eager speed).
+# From how many steps of a run compilation has paid for its own warm-up; None: it does not. Two CPU cores: a minute or more of
+# compiling for steps that are no faster, the methods above on: in bf16 with units 0.99 (ConvNeXt-Tiny), 1.03 (its CIFAR stem), 1.00
+# (ViT-Tiny) and 0.96 (Mixer-Tiny) of the eager speed, in fp32 0.9 to 1.0 (ConvNeXt-Tiny).
 # An H100: half a minute for ConvNeXt-Tiny's blocks, five seconds for ViT's, once for all runs of a process, and a third off every
 # step of 3 to 7 ms. One run alone of the study's shortest, 7,800 steps, loses some seconds by it; three of them gain.
 COMPILE_FROM_STEPS: dict[str, int | None] = {"cpu": None, "cuda": 5_000}
