@@ -1,8 +1,6 @@
 """The commits named for sources are the commits that have them."""
 
 import subprocess
-import tarfile
-from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -18,8 +16,7 @@ def test_the_sources_are_the_commits(digest: str, commit: str, tmp_path: Path) -
     archive = subprocess.run(["git", "-C", str(ROOT), "archive", commit, "bench", "data", "models"], capture_output=True)
     if archive.returncode:
         pytest.skip("this copy has no history")
-    with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
-        tar.extractall(tmp_path, filter="data")
+    subprocess.run(["tar", "-x", "-C", str(tmp_path)], input=archive.stdout, check=True)  # Python 3.11.2 cannot extract safely
     assert sources_sha256(tmp_path) == digest
 
 
