@@ -16,7 +16,6 @@ Letters in shapes: N images, C channels, H and W sides of the map, L = H*W token
 Means and maxima are taken over axes, not by adaptive pooling, whose backward pass is not deterministic on CUDA.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -25,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
+
+from models.shapes import calls
 
 Kind = Literal["mhsa", "se", "eca", "cbam", "spatial"]
 AttentionMethod = Literal["fused", "products"]
@@ -167,19 +168,8 @@ class AttentionLayer(NamedTuple):
 
 def attention_layers(network: nn.Module, *, side: int = 32) -> set[AttentionLayer]:
     """Every self-attention of a network, for images of ``side`` pixels."""
-    network = copy.deepcopy(network).to("meta").eval()
-    layers: set[AttentionLayer] = set()
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        _, heads, tokens, width = output.shape
-        layers.add(AttentionLayer(tokens, heads, width))
-
-    for module in network.modules():
-        if isinstance(module, ScaledDotProduct):
-            module.register_forward_hook(note)
-    with torch.no_grad():
-        network(torch.zeros(1, 3, side, side, device="meta"))
-    return layers
+    shapes = [call.given for call in calls(network, lambda layer: isinstance(layer, ScaledDotProduct), side=side)]
+    return {AttentionLayer(tokens, heads, width) for _, heads, tokens, width in shapes}
 
 
 def compute_attention_by(network: nn.Module, method: AttentionMethod) -> int:

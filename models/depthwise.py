@@ -18,7 +18,6 @@ gradient of zero.
 - ``triton``: kernels for CUDA, :mod:`models.depthwise_triton`, for maps of any side.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -26,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import wrap_torch_function
+
+from models.shapes import calls
 
 Method = Literal["convolution", "pairs", "matrix", "triton"]
 Computation = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of x, weight, bias and joining taps
@@ -88,18 +89,8 @@ def use_methods(network: nn.Module, methods: Mapping[int, Method]) -> int:
 
 def depthwise_maps(network: nn.Module, *, side: int = 32) -> set[tuple[int, int]]:
     """Side and width of every square map that a fitting depthwise convolution sees, for images of ``side`` pixels."""
-    network = copy.deepcopy(network).to("meta").eval()
-    maps: set[tuple[int, int]] = set()
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        maps.add((output.shape[-1], output.shape[1]))
-
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and _fits(module):
-            module.register_forward_hook(note)
-    with torch.no_grad():
-        network(torch.zeros(1, 3, side, side, device="meta"))
-    return maps
+    shapes = [call.gave for call in calls(network, lambda layer: isinstance(layer, nn.Conv2d) and _fits(layer), side=side)]
+    return {(width, channels) for _, channels, _, width in shapes}
 
 
 # One function for all convolutions of a network: a compiler takes them for the same code.
@@ -158,13 +149,9 @@ def _as_autocast_would(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 class _Pairs(torch.autograd.Function):
     @staticmethod
-    def forward(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
-        return functional.conv2d(x_NCHW, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x_NCHW, weight, _, joining_taps = inputs
+    def forward(ctx: Any, x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
         ctx.save_for_backward(x_NCHW, weight, joining_taps)
+        return functional.conv2d(x_NCHW, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

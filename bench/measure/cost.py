@@ -19,7 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.engine import network as networks
 from bench.experiment import Model
+from models.attention import Gated
 from models.convnext import SITES
+from models.shapes import calls
 
 
 def _attention_products(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
@@ -80,15 +82,9 @@ def attention_parameters(network: nn.Module) -> int:
 
 def attention_maps(network: nn.Module, *, side: int = 32) -> dict[str, list[int]]:
     """Height and width of the map that each inserted attention sees, by site, for images of ``side`` pixels."""
-    network = copy.deepcopy(network).to("meta").eval()
-    maps: dict[str, list[int]] = {}
-    for site, index in SITES.items():
-        stage = network.get_submodule(f"features.{index}") if hasattr(network, "features") else None
-        if stage is not None and hasattr(stage, "attention"):
-            stage.register_forward_hook(lambda module, inputs, out, site=site: maps.update({site: list(out.shape[2:])}))
-    with torch.no_grad():
-        network(torch.zeros(1, 3, side, side, device="meta"))
-    return maps
+    sites = {f"features.{index}.attention": site for site, index in SITES.items()}
+    seen = calls(network, lambda layer: isinstance(layer, Gated), side=side)
+    return {sites[call.name]: list(call.gave[2:]) for call in seen}
 
 
 def multiply_adds(network: nn.Module, *, side: int = 32) -> int:
