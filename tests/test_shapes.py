@@ -1,0 +1,20 @@
+"""The shapes that layers see are those of a real forward pass, which never takes place."""
+
+import torch
+from torch import nn
+
+from models.shapes import calls
+
+
+def test_calls_come_in_order_and_the_network_stays_as_it_is() -> None:
+    shrinking = nn.MaxPool2d(2)
+    network = nn.Sequential(shrinking, nn.Conv2d(3, 5, 3), shrinking, nn.Dropout()).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found = calls(network, lambda layer: not isinstance(layer, nn.Sequential | nn.Dropout), side=12)
+    assert [(name, type(layer), tuple(given), tuple(gave)) for name, layer, given, gave in found] == [
+        ("0", nn.MaxPool2d, (1, 3, 12, 12), (1, 3, 6, 6)),
+        ("1", nn.Conv2d, (1, 3, 6, 6), (1, 5, 4, 4)),
+        ("0", nn.MaxPool2d, (1, 5, 4, 4), (1, 5, 2, 2)),
+    ]
+    assert network.training and not any(module._forward_hooks for module in network.modules())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
