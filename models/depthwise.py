@@ -88,9 +88,9 @@ def use_methods(network: nn.Module, methods: Mapping[int, Method]) -> int:
 
 
 def depthwise_maps(network: nn.Module, *, side: int = 32) -> set[tuple[int, int]]:
-    """Side and width of every square map that a fitting depthwise convolution sees, for images of ``side`` pixels."""
+    """Side and channels of every square map that a fitting depthwise convolution sees, for images of ``side`` pixels."""
     shapes = [call.gave for call in calls(network, lambda layer: isinstance(layer, nn.Conv2d) and _fits(layer), side=side)]
-    return {(width, channels) for _, channels, _, width in shapes}
+    return {(columns, channels) for _, channels, _, columns in shapes}
 
 
 # One function for all convolutions of a network: a compiler takes them for the same code.

@@ -68,9 +68,9 @@ def patch_layers(network: nn.Module, *, side: int = 32) -> set[PatchLayer]:
     layers: set[PatchLayer] = set()
     for _, layer, given, gave in calls(network, lambda layer: isinstance(layer, nn.Conv2d) and _fits(layer), side=side):
         assert isinstance(layer, nn.Conv2d)
-        _, channels, height, width = given
-        if height == width:
-            layers.add(PatchLayer(width, channels, gave[1], layer.kernel_size[0]))
+        _, channels, rows, columns = given
+        if rows == columns:
+            layers.add(PatchLayer(side=rows, channels=channels, width=gave[1], patch=layer.kernel_size[0]))
     return layers
 
 
