@@ -194,7 +194,7 @@ def why_no_gpu() -> str:
 
 
 def bf16_on_cpu() -> str:
-    """Whether the CPU multiplies bfloat16 in hardware; without it a bf16 run is a little slower than a float32 one, not faster."""
+    """Whether the CPU multiplies bfloat16 in hardware; without it a bf16 run is one in fp32, and no faster."""
     from bench.environment import BF16_FLAGS
 
     units = sorted(BF16_FLAGS & set(_read("/proc/cpuinfo").split()))

@@ -23,7 +23,6 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import wrap_torch_function
 
 from models.shapes import calls
 
@@ -148,7 +147,6 @@ class ScaledDotProduct(nn.Module):
         return F.scaled_dot_product_attention(queries, keys, values)
 
 
-@wrap_torch_function(lambda queries, keys, values: (queries, keys, values))  # an operator to a ``TorchFunctionMode``
 def attention_products(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Scaled dot-product attention of ``[N, h, L, d]`` by matrix products."""
     n, heads, _, width = queries.shape

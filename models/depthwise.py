@@ -24,7 +24,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import wrap_torch_function
 
 from models.shapes import calls
 
@@ -98,12 +97,12 @@ def depthwise_maps(network: nn.Module, *, side: int = 32) -> set[tuple[int, int]
 
 def _by_pairs(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
     x_NCHW, weight, bias = _as_autocast_would(x_NCHW, weight, bias)
-    return pairs(x_NCHW, weight, bias, joining_taps)
+    return _Pairs.apply(x_NCHW, weight, bias, joining_taps)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _by_matrix(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
     x_NCHW, weight, bias = _as_autocast_would(x_NCHW, weight, bias)
-    return matrix_product(x_NCHW, weight, bias, joining_taps)
+    return _matrix_product(x_NCHW, weight, bias, joining_taps)
 
 
 def _by_triton(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
@@ -167,21 +166,6 @@ class _Pairs(torch.autograd.Function):
         )
 
 
-def _operands(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> tuple[Tensor, ...]:
-    """What a ``TorchFunctionMode`` looks at: the two functions below are operators to it, like ``conv2d``."""
-    return x_NCHW, weight, bias
-
-
-@wrap_torch_function(_operands)
-def pairs(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
-    """The convolution, with the weight gradient summed over pairs of positions.
-
-    Args:
-        joining_taps: from :func:`tap_indices`, for the map's side.
-    """
-    return _Pairs.apply(x_NCHW, weight, bias, joining_taps)  # type: ignore[no-any-return, no-untyped-call]
-
-
 def weight_gradient(x_NCHW: Tensor, gradient_NCHW: Tensor, weight: Tensor, joining_taps: Tensor) -> Tensor:
     """The gradient of the ``[C, 1, k, k]`` weight from the products of positions, summed in fp32 at least."""
     wide = torch.promote_types(x_NCHW.dtype, torch.float32)
@@ -207,13 +191,8 @@ def _position_products(g_NCHW: Tensor, x_NCHW: Tensor, wide: torch.dtype) -> Ten
 # ---- matrix ------------------------------------------------------------------------------------------------------------
 
 
-@wrap_torch_function(_operands)
-def matrix_product(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
-    """The convolution as one product per channel, ``[N, h^2] x [h^2, h^2]``.
-
-    Args:
-        joining_taps: from :func:`tap_indices`, for the map's side.
-    """
+def _matrix_product(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tensor) -> Tensor:
+    """One product per channel, ``[N, h^2] x [h^2, h^2]``."""
     n, channels, side, _ = x_NCHW.shape
     taps = functional.pad(weight.flatten(1), (0, 1))  # [C, k^2 + 1]: the last column stands for all taps outside
     matrix_CPQ = taps.index_select(1, joining_taps.flatten()).view(channels, side * side, side * side)

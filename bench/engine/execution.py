@@ -6,8 +6,8 @@ names it, and what a choice was measured on is kept beside the ledger, so that t
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Set
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from bench import environment
-from bench.engine.bf16 import Bf16InFp32
 from bench.engine.graphs import captured
 from bench.errors import UserError
 from bench.experiment import Precision, canonical_json
@@ -34,7 +33,7 @@ TIMED = 5  # measurements of each method, after one that warms up; the shortest 
 ENOUGH = 0.3  # seconds of them, after which a slow method (bf16 without units takes 0.4 s) is measured no more often
 REPLAYED = 20  # of a graph in one measurement
 BATCH = 128  # images of a measurement: the recipes' batch
-METHODS = 2  # counts the changes to how a method computes: what was measured before the last one is measured again
+METHODS = 3  # counts the changes to how a method computes: what was measured before the last one is measured again
 IMAGE_CHANNELS = 3  # what has no more of them is an image, which needs no gradient
 
 
@@ -45,17 +44,14 @@ class Execution:
     depthwise: Mapping[int, Method] = field(default_factory=dict)  # by the map's side; the rest are convolutions
     patches: PatchMethod = "convolution"  # what downsamples or embeds patches
     attention: AttentionMethod = "fused"
-    bf16: Literal["units", "fp32"] = "units"  # the processor's own arithmetic, or fp32 on rounded operands
+    bf16: Literal["units", "fp32"] = "units"  # what a recipe's bf16 is computed in: the processor's own arithmetic, or fp32
     compiled: bool = False
     cuda_graph: bool = False
 
-    @contextmanager
-    def precision(self, device: torch.device, precision: Precision) -> Iterator[None]:
-        """Within it, a forward pass computes in the recipe's precision."""
-        lower = precision == "bf16"
-        rounding = Bf16InFp32() if lower and self.bf16 == "fp32" else nullcontext()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=lower), rounding:
-            yield
+    def precision(self, device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+        """Within it, a forward pass computes in the recipe's precision, or in fp32 for a bf16 that the device has no units for."""
+        lower = precision == "bf16" and self.bf16 == "units"
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=lower)
 
     def use_in(self, network: nn.Module) -> None:
         """Let a network's layers compute in the mode, in place; it lies on the device where it will compute."""
@@ -105,11 +101,11 @@ def choose(network: nn.Module, precision: Precision, device: torch.device, choic
     patches: PatchMethod = "convolution"
     attention: AttentionMethod = "fused"
     if choices.depthwise == "auto":
-        arithmetic = Execution(bf16=bf16)
-        patches = measured.patches(patch_layers(network), precision, arithmetic)
-        attention = measured.attention(attention_layers(network), precision, arithmetic)
+        arithmetic: Precision = "bf16" if precision == "bf16" and bf16 == "units" else "fp32"
+        patches = measured.patches(patch_layers(network), arithmetic)
+        attention = measured.attention(attention_layers(network), arithmetic)
         for side, width in sorted(depthwise_maps(network)):
-            if (method := measured.depthwise(side, width, precision, arithmetic)) != "convolution":
+            if (method := measured.depthwise(side, width, arithmetic)) != "convolution":
                 methods[side] = method
     pays_from = COMPILE_FROM_STEPS[device.type]
     return Execution(
@@ -140,11 +136,11 @@ class Measurements:
         self._seconds: dict[str, dict[str, float]] = self._read().get(self._machine, {})
 
     def bf16(self) -> Literal["units", "fp32"]:
-        """How to compute in bf16. A GPU has units."""
+        """What to compute bf16 in. A GPU has units for it; libraries emulate those that a CPU lacks, instruction by instruction."""
         return "fp32" if self.bf16_emulation() > FASTER_BY["cpu"] else "units"
 
     def bf16_emulation(self) -> float:
-        """How many times as long as in fp32 on rounded operands a linear layer's two passes take in the library's bf16."""
+        """How many times as long as in fp32 a linear layer's two passes take in bf16."""
         if self._device.type != "cpu":
             return 0.0
 
@@ -152,14 +148,14 @@ class Measurements:
             layer = nn.Linear(384, 1536)
             x = torch.randn(4 * BATCH, 384, requires_grad=True)
             return {
-                "units": self._timed(lambda: layer(x), Execution()),
-                "fp32": self._timed(lambda: layer(x), Execution(bf16="fp32")),
+                "units": self._timed(lambda: layer(x), "bf16"),
+                "fp32": self._timed(lambda: layer(x), "fp32"),
             }
 
         seconds = self._once("bf16", times)
         return seconds["units"] / seconds["fp32"]
 
-    def depthwise(self, side: int, width: int, precision: Precision, arithmetic: Execution) -> Method:
+    def depthwise(self, side: int, width: int, precision: Precision) -> Method:
         """The method for 7x7 depthwise convolutions of ``width`` channels on maps of ``side``."""
         candidates = methods_for(side, self._device)
         if len(candidates) == 1:
@@ -171,29 +167,27 @@ class Measurements:
             seconds: dict[str, float] = {}
             for method in candidates:
                 use_methods(convolution, {side: method})
-                seconds[method] = self._timed(lambda: convolution(x), arithmetic, precision)
+                seconds[method] = self._timed(lambda: convolution(x), precision)
             return seconds
 
-        seconds = self._once(self._in_arithmetic(f"depthwise {side}x{side}x{width}", precision, arithmetic), times)
+        seconds = self._once(f"depthwise {side}x{side}x{width} {precision}", times)
         chosen: Method = "convolution"
         for method in candidates:
             if seconds[method] * FASTER_BY[self._device.type] < seconds[chosen]:
                 chosen = method
         return chosen
 
-    def patches(self, layers: Set[PatchLayer], precision: Precision, arithmetic: Execution) -> PatchMethod:
+    def patches(self, layers: Set[PatchLayer], precision: Precision) -> PatchMethod:
         """The method for all of a network's convolutions over patches: the faster one in sum."""
         seconds = {"convolution": 0.0, "matrix": 0.0}
         for layer in sorted(layers):
-            key = f"patches {layer.patch}x{layer.patch} of {layer.side}x{layer.side}x{layer.channels} to {layer.width}"
-            its_seconds = self._once(
-                self._in_arithmetic(key, precision, arithmetic), partial(self._of_patches, layer, precision, arithmetic)
-            )
+            key = f"patches {layer.patch}x{layer.patch} of {layer.side}x{layer.side}x{layer.channels} to {layer.width} {precision}"
+            its_seconds = self._once(key, partial(self._of_patches, layer, precision))
             for method in seconds:
                 seconds[method] += its_seconds[method]
         return "matrix" if seconds["matrix"] * FASTER_BY[self._device.type] < seconds["convolution"] else "convolution"
 
-    def _of_patches(self, layer: PatchLayer, precision: Precision, arithmetic: Execution) -> dict[str, float]:
+    def _of_patches(self, layer: PatchLayer, precision: Precision) -> dict[str, float]:
         convolution = nn.Conv2d(layer.channels, layer.width, layer.patch, stride=layer.patch).to(self._device)
         convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = torch.randn(BATCH, layer.channels, layer.side, layer.side, device=self._device).to(memory_format=torch.channels_last)
@@ -202,24 +196,22 @@ class Measurements:
         methods: tuple[PatchMethod, ...] = ("convolution", "matrix")
         for method in methods:
             compute_patches_by(convolution, method)
-            seconds[method] = self._timed(lambda: convolution(x), arithmetic, precision)
+            seconds[method] = self._timed(lambda: convolution(x), precision)
         return seconds
 
-    def attention(self, layers: Set[AttentionLayer], precision: Precision, arithmetic: Execution) -> AttentionMethod:
+    def attention(self, layers: Set[AttentionLayer], precision: Precision) -> AttentionMethod:
         """The method for all of a network's self-attention: the faster one in sum; a GPU keeps the fused operator."""
         if self._device.type != "cpu":
             return "fused"
         seconds = {"fused": 0.0, "products": 0.0}
-        for tokens, heads, width in sorted(layers):
-            its_seconds = self._once(
-                self._in_arithmetic(f"attention {tokens} tokens, {heads} x {width}", precision, arithmetic),
-                partial(self._of_attention, AttentionLayer(tokens, heads, width), precision, arithmetic),
-            )
+        for layer in sorted(layers):
+            key = f"attention {layer.tokens} tokens, {layer.heads} x {layer.width} {precision}"
+            its_seconds = self._once(key, partial(self._of_attention, layer, precision))
             for method in seconds:
                 seconds[method] += its_seconds[method]
         return "products" if seconds["products"] * FASTER_BY[self._device.type] < seconds["fused"] else "fused"
 
-    def _of_attention(self, layer: AttentionLayer, precision: Precision, arithmetic: Execution) -> dict[str, float]:
+    def _of_attention(self, layer: AttentionLayer, precision: Precision) -> dict[str, float]:
         tokens, heads, width = layer
         mixing = ScaledDotProduct()
         qkv = torch.randn(BATCH, tokens, 3, heads, width, device=self._device)  # as one linear layer gives them
@@ -228,12 +220,8 @@ class Measurements:
         methods: tuple[AttentionMethod, ...] = ("fused", "products")
         for method in methods:
             mixing.method = method
-            seconds[method] = self._timed(lambda: mixing(*qkv.permute(2, 0, 3, 1, 4).unbind()), arithmetic, precision)
+            seconds[method] = self._timed(lambda: mixing(*qkv.permute(2, 0, 3, 1, 4).unbind()), precision)
         return seconds
-
-    @staticmethod
-    def _in_arithmetic(key: str, precision: Precision, arithmetic: Execution) -> str:
-        return f"{key} {precision}" + (f" in {arithmetic.bf16}" if precision == "bf16" else "")
 
     def _once(self, key: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         if key not in self._seconds:
@@ -264,11 +252,11 @@ class Measurements:
                 f"{self._kept}: expected measurements in JSON, found {error}; delete the file to measure again"
             ) from error
 
-    def _timed(self, forward: Callable[[], Tensor], execution: Execution, precision: Precision = "bf16") -> float:
+    def _timed(self, forward: Callable[[], Tensor], precision: Precision) -> float:
         """Seconds of a forward and a backward pass; on CUDA within a graph, as a step is: launches would hide the kernels."""
 
         def compute() -> None:
-            with execution.precision(self._device, precision):
+            with Execution().precision(self._device, precision):
                 y = forward()
             y.backward(torch.ones_like(y))  # type: ignore[no-untyped-call]
 

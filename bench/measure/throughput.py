@@ -204,7 +204,7 @@ class Bench:
         }
         if execution.compiled:
             variants[NOT_COMPILED] = lambda: mine(plain)
-        if experiment.recipe.precision == "bf16":
+        if experiment.recipe.precision == "bf16" and execution.bf16 == "units":
             in_fp32 = replace(experiment, recipe=replace(experiment.recipe, precision="fp32"))
             variants[IN_FP32] = lambda: mine(replace(self._choose(in_fp32), compiled=False), experiment=in_fp32)
         if execution.depthwise:
