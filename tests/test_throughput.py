@@ -49,12 +49,16 @@ def test_contenders_take_turns_in_windows_of_the_same_length(monkeypatch: pytest
     assert ratio(speeds, "fast", "slow").median == pytest.approx(40)
 
 
-def test_a_lone_contenders_first_step_is_a_window_where_a_step_fills_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("first", "enough"), [(1.9, 5), (4, 3), (12, 2)])
+def test_a_lone_contenders_first_step_is_a_window_where_a_step_fills_one(
+    first: float, enough: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what takes 4 seconds a step three windows are enough, of what takes 12 two."""
     calls: list[int] = []
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: sum(4 + 0.1 * call for call in range(len(calls))))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: sum(first + 0.1 * call for call in range(len(calls))))
     speeds = interleaved({"slow": calls.append}, images=8, device=CPU, window_seconds=1, windows=5)
-    assert calls == [1, 1, 1], "three windows are enough for what takes 4 seconds a step"
-    assert speeds == {"slow": pytest.approx([2, 8 / 4.1, 8 / 4.2])}
+    assert calls == [1] * enough
+    assert speeds == {"slow": pytest.approx([8 / (first + 0.1 * call) for call in range(enough)])}
 
 
 def test_turns_go_on_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:

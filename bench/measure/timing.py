@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 WINDOWS = 5  # turns of each contender
-SLOW, WINDOWS_OF_THE_SLOW = 2.0, 3  # seconds of a step from which three turns are enough: they are long
+ENOUGH_OF_THE_SLOW = {2.0: 3, 10.0: 2}  # from so many seconds of a step so many turns are enough: they are long
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def interleaved(
     """
     once = {name: seconds_of(partial(contender, 1), device) for name, contender in contenders.items()}
     steps = {name: max(1, round(window_seconds / seconds)) for name, seconds in once.items()}
-    if max(once.values()) > SLOW:
-        windows = min(windows, WINDOWS_OF_THE_SLOW)
+    windows = min([windows, *(enough for seconds, enough in ENOUGH_OF_THE_SLOW.items() if max(once.values()) > seconds)])
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     if list(steps.values()) == [1]:
         speeds = {name: [images / seconds] for name, seconds in once.items()}
