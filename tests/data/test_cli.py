@@ -148,7 +148,7 @@ def test_a_real_ctrl_c_while_a_mirror_stalls(tmp_path):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
         part = tmp_path / "downloads" / "cifar100" / f"{ARCHIVE}.part"
         deadline = time.monotonic() + 20
-        while not (part.exists() and part.stat().st_size > 100_000) and time.monotonic() < deadline:
+        while not (part.exists() and part.stat().st_size == 300_000) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
