@@ -272,9 +272,13 @@ def test_profile_end_to_end(small_networks: None, tmp_path: Path, capsys: pytest
     arguments = ["profile", "--profile", "smoke", "--device", "cpu", "--results", str(tmp_path), "--only"]
     assert cli.main([*arguments, "cifar100/baseline*"]) == 0
     text = capsys.readouterr().out
-    assert "1/1 ConvNeXt-Tiny, default stem\n" in text and "  aten::" in text
-    assert cli.main([*arguments, "cifar100/C_se"]) == 0
     (summary,) = (tmp_path / "profile").glob("*.json")
+    operators = json.loads(summary.read_text())["networks"]["convnext-tiny-default-stem"]["operators"]
+    assert "1/1 ConvNeXt-Tiny, default stem\n" in text and any(line["name"].startswith("aten::") for line in operators)
+    printed = [line.split()[0] for line in text.split("host ms\n")[1].splitlines()[: len(operators)]]
+    assert printed == [line["name"].split()[0] for line in operators], "the table on the terminal is the summary's, longest first"
+    assert [line["host_ms"] for line in operators] == sorted((line["host_ms"] for line in operators), reverse=True)
+    assert cli.main([*arguments, "cifar100/C_se"]) == 0
     content = summary.read_text()
     networks = json.loads(content)["networks"]
     assert set(networks) == {"convnext-tiny-default-stem", "convnext-tiny-default-stem-se-at-p3"}, "the earlier one stays"

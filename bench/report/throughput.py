@@ -22,7 +22,8 @@ transforms, loss and accuracy read at each step; its best flags are the fastest 
 this device. The *bare step* is forward, backward and update on one batch that never changes. All of ours is deterministic but where
 the row says otherwise. FLOPs are those of convolutions, linear layers and attention's products, forward and backward, by the
 reference's count. The *roofline* is the time that the device's measured peak in matrix products and in copies allows for that
-arithmetic and for the least traffic of parameters and activations.
+arithmetic and for the least traffic of parameters and activations. Where a step takes several seconds only the recipe's batch was
+measured, and *best batch* is empty.
 """
 
 
