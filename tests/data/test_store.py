@@ -284,7 +284,7 @@ def test_a_root_that_is_a_file(source, raw_folder, tmp_path):
         data.load("cifar100", tmp_path / "file")
 
 
-def test_two_processes_at_once_prepare_once(root, raw_folder):
+def test_two_processes_at_once_prepare_once(root, raw_folder, tmp_path):
     """Both start together; one writes, the other waits and opens what was written. Both end with verified arrays."""
     code = """
 import sys, time
@@ -292,24 +292,31 @@ from pathlib import Path
 from data import store
 from data.prepare import from_folders
 from tests.data.fakes import small_cifar100, source_of
-raw, root, start = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+raw, root, *errors = map(Path, sys.argv[1:])
 source = source_of(small_cifar100()[0])
 write = store.write
 def slow_write(dataset, root):
-    time.sleep(0.5)  # the other process arrives while the lock is held
+    deadline = time.monotonic() + 20
+    while not any("waiting" in path.read_text() for path in errors) and time.monotonic() < deadline:
+        time.sleep(0.02)  # the lock is held until the other process has come to it
     write(dataset, root)
     print("wrote", end=" ")
 store.write = slow_write
-time.sleep(max(0, start - time.time()))
 print(from_folders(source, [raw], root).train.sha256)
 """
-    command = [sys.executable, "-c", code, str(raw_folder), str(root), str(time.time() + 1)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": REPOSITORY}
-    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
-    outputs = [process.communicate(timeout=30) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert sorted(out.split() for out, _ in outputs) == [[SPEC.train.sha256], ["wrote", SPEC.train.sha256]]
-    assert sum("another process is preparing it; waiting" in err for _, err in outputs) == 1
+    errors = [tmp_path / "errors-0", tmp_path / "errors-1"]
+    command = [sys.executable, "-c", code, *map(str, (raw_folder, root, *errors))]
+    processes = []
+    for path in errors:
+        path.touch()  # both are there before either process looks
+    for path in errors:
+        with path.open("w") as file:
+            processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True, cwd=REPOSITORY))
+    outputs = [process.communicate(timeout=60)[0].split() for process in processes]
+    said = [path.read_text() for path in errors]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert sorted(outputs) == [[SPEC.train.sha256], ["wrote", SPEC.train.sha256]]
+    assert sum("another process is preparing it; waiting" in err for err in said) == 1
     assert leftovers(root) == ["cifar100"]
 
 
