@@ -194,11 +194,11 @@ def why_no_gpu() -> str:
 
 
 def bf16_on_cpu() -> str:
-    """Whether the CPU multiplies bfloat16 in hardware; without it a bf16 run is one in fp32, and no faster."""
+    """Whether the CPU multiplies bfloat16 in hardware; where that is no faster than fp32, a bf16 run is computed in fp32."""
     from bench.environment import BF16_FLAGS
 
     units = sorted(BF16_FLAGS & set(_read("/proc/cpuinfo").split()))
-    return f"bf16 in hardware ({', '.join(units)})" if units else "no units for bf16, which is computed in fp32"
+    return f"bf16 in hardware ({', '.join(units)}), used if faster" if units else "no units for bf16, which is computed in fp32"
 
 
 # --- machine ----------------------------------------------------------------------------------------------------------

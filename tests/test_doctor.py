@@ -75,7 +75,7 @@ def test_a_machine_on_which_all_is_well(machine: Machine) -> None:
     names = ["python", "torch", "torchvision", "driver", "device", "threads", "memory", "results"]
     assert list(checks) == [*names, "cifar100", "fashion_mnist", "weights"]
     assert problems(checks) == notes(checks) == []
-    assert checks["device"].found == "auto chose cpu: a processor, bf16 in hardware (avx512_bf16)"
+    assert checks["device"].found == "auto chose cpu: a processor, bf16 in hardware (avx512_bf16), used if faster"
     assert checks["memory"].found == "64.0 GiB"
     assert checks["weights"].found == "weights.pth, verified"
 

@@ -59,7 +59,7 @@ LOOPS = (
 )
 PLAIN = (REFERENCE_DEPTHWISE, REFERENCE_PATCHES, LIBRARY_BF16, NOT_DETERMINISTIC)
 TOO_SLOW_TO_SEARCH = 3.0  # seconds of a step: other batch sizes would take a quarter of a minute for each network
-MOST_EMULATION = 8.0  # times as slow: from there on a single step of the library's bf16 takes the better part of a minute
+MOST_SLOWDOWN = 8.0  # times as slow: from there on a single step of the library's bf16 takes the better part of a minute
 RATIOS = (
     (OURS, BARE),
     (OURS, CONVENTIONAL),
@@ -211,7 +211,7 @@ class Bench:
             variants[REFERENCE_DEPTHWISE] = lambda: mine(replace(plain, depthwise={}))
         if execution.patches != "convolution":
             variants[REFERENCE_PATCHES] = lambda: mine(replace(plain, patches="convolution"))
-        if execution.bf16 != "units" and self._search and self._measurements.bf16_emulation() < MOST_EMULATION:
+        if execution.bf16 != "units" and self._search and self._measurements.bf16_slowdown() < MOST_SLOWDOWN:
             variants[LIBRARY_BF16] = lambda: mine(replace(plain, bf16="units"))
         if execution.cuda_graph:
             variants[NO_GRAPH] = lambda: mine(replace(execution, cuda_graph=False))
