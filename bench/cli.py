@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import cluster, stopping
+from bench import cluster, memory, stopping
 from bench.errors import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, UserError
 from bench.settings import DEFAULTS, Settings, settings, variable
 
@@ -112,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(parser().parse_args(arguments))
     command = options.pop("command")
     stopping.install()
+    memory.keep_freed()
     try:
         if command == "run":
             options["only"] = options.pop("experiment")

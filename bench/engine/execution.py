@@ -33,7 +33,7 @@ TIMED = 5  # measurements of each method, after one that warms up; the shortest 
 ENOUGH = 0.3  # seconds of them, after which a slow method (bf16 without units takes 0.4 s) is measured no more often
 REPLAYED = 20  # of a graph in one measurement
 BATCH = 128  # images of a measurement: the recipes' batch
-METHODS = 3  # counts the changes to how a method computes: what was measured before the last one is measured again
+METHODS = 4  # counts the changes to what a method takes: what was measured before the last one is measured again
 IMAGE_CHANNELS = 3  # what has no more of them is an image, which needs no gradient
 
 

@@ -140,6 +140,7 @@ class TrainingStep:
 
     def _compute(self) -> None:
         assert self._plan is not None, "begin_epoch comes first"
+        self._optimizer.zero_grad(set_to_none=True)  # first, so that activations have the gradients' memory
         images, labels = self._split.augmented(self._plan.images.index_select(0, self._step).squeeze(0))
         torch.index_select(self._plan.depth, 0, self._step, out=self._depth)
         torch.index_select(self._plan.learning_rates, 0, self._step, out=self._learning_rates)
@@ -148,8 +149,6 @@ class TrainingStep:
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing)
         bad = loss.detach() * 0 != 0  # infinite or not a number: fewer kernels than torch.isfinite has
         torch.logical_or(self._not_finite, ranks.total(bad.float()), out=self._not_finite)  # 1 exactly, as the optimizer expects
-        # not before the forward pass: on a CPU glibc would return the memory, and getting it back takes 15 % of a step
-        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._loss_sum += ranks.mean(loss.detach())

@@ -1,6 +1,5 @@
 """Interleaved timing: contenders take turns, so that whatever else the machine does falls on all of them alike."""
 
-import ctypes
 import gc
 import statistics
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from bench import memory
 
 WINDOWS = 5  # turns of each contender
 ENOUGH_OF_THE_SLOW = {2.0: 3, 10.0: 2}  # from so many seconds of a step so many turns are enough: they are long
@@ -103,8 +104,7 @@ def peak_memory(work: Callable[[], Any], device: torch.device) -> int | None:
         synchronize(device)
         return torch.cuda.max_memory_allocated(device)
     gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # glibc keeps hundreds of MiB for later
+    memory.give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     except OSError:

@@ -5,7 +5,6 @@ weights are deleted. A line is a JSON object with the exit status, the seconds, 
 threads.
 """
 
-import ctypes
 import gc
 import json
 import shutil
@@ -13,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from bench import memory
 from bench.grid import plan, work_through
 from bench.settings import DEFAULTS, settings
 
@@ -21,6 +21,7 @@ ONLY = "cifar100/E1_P2_F0 fashion_mnist/baseline"
 
 def main(folder: Path, rounds: int) -> None:
     """Print the rounds' lines on standard error; what the grid prints goes to standard output."""
+    memory.keep_freed()  # as the command line does
     for number in range(1, rounds + 1):
         started = time.perf_counter()
         given = DEFAULTS | {"PROFILE": "smoke", "DEVICE": "cpu", "ONLY": ONLY, "RESULTS": str(folder / str(number))}
@@ -28,8 +29,7 @@ def main(folder: Path, rounds: int) -> None:
         status = work_through(plan(chosen), chosen)
         shutil.rmtree(chosen.results / "checkpoints")
         gc.collect()  # what Python would free later anyway
-        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)  # free memory that glibc holds back is hundreds of MiB, now more, now less
+        memory.give_back()
         line = {"status": status, "seconds": time.perf_counter() - started} | held()
         print(json.dumps(line), file=sys.stderr, flush=True)
 

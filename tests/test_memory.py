@@ -1,0 +1,52 @@
+"""Memory that is freed serves again, and is handed back when asked."""
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is no glibc")
+
+BLOCK, TIMES = 48 * 2**20, 8  # bytes; more than glibc keeps by itself
+LARGE_PAGES = BLOCK // 2**21  # the fewest that a block can have, where the kernel gives large ones
+SCRIPT = f"""
+import resource, sys
+from bench import memory
+{{prepare}}
+
+def take():
+    import ctypes
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    block = ctypes.c_void_p(libc.malloc({BLOCK}))
+    ctypes.memset(block, 1, {BLOCK})
+    libc.free(block)
+
+take()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range({TIMES}):
+    take()
+    {{between}}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def pages(prepare: str, between: str = "pass") -> int:
+    """Pages that a new process got from the kernel while it took and freed a block some times."""
+    script = SCRIPT.format(prepare=prepare, between=between)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    return int(result.stdout.splitlines()[-1])
+
+
+def test_a_freed_block_serves_again() -> None:
+    assert pages("pass") > TIMES * LARGE_PAGES / 2, "by itself the C library returns it"
+    assert pages("memory.keep_freed()") < 2 * LARGE_PAGES
+
+
+def test_what_is_kept_can_be_handed_back() -> None:
+    assert pages("memory.keep_freed()", "memory.give_back()") > TIMES * LARGE_PAGES / 2
+
+
+def test_every_command_keeps_it() -> None:
+    assert pages("from bench.cli import main; main(['list', '--profile', 'smoke'])") < 2 * LARGE_PAGES
