@@ -5,6 +5,7 @@ names it, and what a choice was measured on is kept beside the ledger, so that t
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Set
 from contextlib import AbstractContextManager
@@ -31,6 +32,7 @@ Switch = Literal["auto", "on", "off"]
 FASTER_BY = {"cpu": 1.2, "cuda": 1.05}
 TIMED = 5  # measurements of each method, after one that warms up; the shortest decides, for other work can only lengthen them
 ENOUGH = 0.3  # seconds of them, after which a slow method (bf16 without units takes 0.4 s) is measured no more often
+TURNS = 4  # of bf16 and fp32: a burst of other work that lasts as long as the measurements of one must not choose
 REPLAYED = 20  # of a graph in one measurement
 BATCH = 128  # images of a measurement: the recipes' batch
 METHODS = 4  # counts the changes to what a method takes: what was measured before the last one is measured again
@@ -151,10 +153,11 @@ class Measurements:
         def times() -> dict[str, float]:
             layer = nn.Linear(384, 1536)
             x = torch.randn(4 * BATCH, 384, requires_grad=True)
-            return {
-                "units": self._timed(lambda: layer(x), "bf16"),
-                "fp32": self._timed(lambda: layer(x), "fp32"),
-            }
+            seconds = {"units": math.inf, "fp32": math.inf}
+            for _ in range(TURNS):
+                seconds["units"] = min(seconds["units"], self._timed(lambda: layer(x), "bf16"))
+                seconds["fp32"] = min(seconds["fp32"], self._timed(lambda: layer(x), "fp32"))
+            return seconds
 
         seconds = self._once("bf16", times)
         return seconds["units"] / seconds["fp32"]
