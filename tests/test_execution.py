@@ -1,5 +1,6 @@
 """How steps are computed: every mode gives the same numbers to rounding, the choice is measured once, and a run keeps it."""
 
+import itertools
 import json
 import time
 from dataclasses import asdict, replace
@@ -230,6 +231,12 @@ def test_reference_and_fp32_measure_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 def test_bf16_without_units_is_computed_in_fp32(units: float, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_times(monkeypatch, {"units": units, "fp32": 1.0})
     assert Measurements(CPU, None).bf16() == chosen
+
+
+def test_other_work_while_one_of_both_is_measured_does_not_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"bf16": itertools.chain([9.0], itertools.repeat(1.5)), "fp32": itertools.chain([1.0, 5.0], itertools.repeat(1.0))}
+    monkeypatch.setattr(Measurements, "_timed", lambda self, forward, precision: next(times[precision]))
+    assert Measurements(CPU, None).bf16_slowdown() == 1.5
 
 
 def test_compilation_is_decided_by_the_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,22 +1,23 @@
 """Memory that is freed serves again, and is handed back when asked."""
 
-import ctypes
+import platform
 import subprocess
 import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is no glibc")
+from bench import memory
+
+on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is no glibc")
 
 BLOCK, TIMES = 48 * 2**20, 8  # bytes; more than glibc keeps by itself
 LARGE_PAGES = BLOCK // 2**21  # the fewest that a block can have, where the kernel gives large ones
 SCRIPT = f"""
-import resource, sys
+import ctypes, resource
 from bench import memory
 {{prepare}}
 
 def take():
-    import ctypes
     libc = ctypes.CDLL(None)
     libc.malloc.restype = ctypes.c_void_p
     block = ctypes.c_void_p(libc.malloc({BLOCK}))
@@ -39,14 +40,30 @@ def pages(prepare: str, between: str = "pass") -> int:
     return int(result.stdout.splitlines()[-1])
 
 
+@on_glibc
 def test_a_freed_block_serves_again() -> None:
     assert pages("pass") > TIMES * LARGE_PAGES / 2, "by itself the C library returns it"
     assert pages("memory.keep_freed()") < 2 * LARGE_PAGES
 
 
+@on_glibc
 def test_what_is_kept_can_be_handed_back() -> None:
     assert pages("memory.keep_freed()", "memory.give_back()") > TIMES * LARGE_PAGES / 2
 
 
+@on_glibc
 def test_every_command_keeps_it() -> None:
     assert pages("from bench.cli import main; main(['list', '--profile', 'smoke'])") < 2 * LARGE_PAGES
+
+
+def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def library(name: str | None) -> object:
+        asked.append(name)
+        return object()  # without mallopt and malloc_trim
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", library)
+    memory.keep_freed()
+    memory.give_back()
+    assert asked == [None, None]

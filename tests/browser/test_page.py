@@ -1,6 +1,5 @@
 """report.html of committed records in headless Chromium. Skipped where there is no Chromium with its driver."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -153,8 +152,9 @@ def test_a_pointer_and_the_arrow_keys_read_values(browser: "webdriver.Chrome") -
 
 def accuracies(seed: int) -> list[float]:
     """Test accuracy in percent after each epoch, as the committed record of A_dual has it."""
-    (path,) = (ROOT / "results" / "records" / "mini" / "cifar100" / "A_dual").glob(f"seed{seed}-*.json")
-    tests = [epoch["test"] for epoch in json.loads(path.read_text())["results"]["epochs"]]
+    key = {"profile": "mini", "experiment": "cifar100/A_dual", "seed": seed}
+    (record,) = (its for _, its in Ledger(ROOT / "results").records() if key.items() <= its["run"].items())
+    tests = [epoch["test"] for epoch in record["results"]["epochs"]]
     return [100 * test["correct"] / test["images"] for test in tests]
 
 
