@@ -1,23 +1,25 @@
 """How steps are computed: every mode gives the same numbers to rounding, the choice is measured once, and a run keeps it."""
 
-import itertools
 import json
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 from bench.engine import execution, ranks
 from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.device_data import DeviceSplit, draw_epoch
-from bench.engine.execution import COMPILE_FROM_STEPS, Choices, Execution, Measurements, choose
+from bench.engine.execution import COMPILE_FROM_STEPS, TIMED, Choices, Execution, Measurements, choose
 from bench.engine.network import FAMILIES
 from bench.engine.optimizer import adamw
 from bench.engine.step import TrainingStep
@@ -233,10 +235,40 @@ def test_bf16_without_units_is_computed_in_fp32(units: float, chosen: str, monke
     assert Measurements(CPU, None).bf16() == chosen
 
 
-def test_other_work_while_one_of_both_is_measured_does_not_choose(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = {"bf16": itertools.chain([9.0], itertools.repeat(1.5)), "fp32": itertools.chain([1.0, 5.0], itertools.repeat(1.0))}
-    monkeypatch.setattr(Measurements, "_timed", lambda self, forward, precision: next(times[precision]))
-    assert Measurements(CPU, None).bf16_slowdown() == 1.5
+class Clock:
+    """Time that passes only while work of :meth:`taking` is done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.calls: Counter[str] = Counter()
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def taking(self, name: str, seconds: Callable[[], float]) -> Callable[[], None]:
+        def work() -> None:
+            self.calls[name] += 1
+            self.now += seconds()
+
+        return work
+
+
+@pytest.mark.parametrize("begins", [0.0, 0.05, 0.1])
+def test_a_burst_of_other_work_does_not_choose(begins: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lasts as long as all measurements of one way would, one after the other."""
+    clock = Clock(monkeypatch)
+
+    def slowed(seconds: float) -> float:
+        return seconds * (5 if begins <= clock.now < begins + 0.35 else 1)
+
+    ways = {name: clock.taking(name, partial(slowed, seconds)) for name, seconds in {"slow": 0.015, "fast": 0.01}.items()}
+    assert Measurements(CPU, None)._in_turns(ways) == pytest.approx({"slow": 0.015, "fast": 0.01})
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0.01, 1 + TIMED), (0.45, 2)])
+def test_a_slow_method_is_not_measured_again(seconds: float, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    ways = {"this": clock.taking("this", lambda: seconds), "fast": clock.taking("fast", lambda: 0.001)}
+    assert Measurements(CPU, None)._in_turns(ways) == pytest.approx({"this": seconds, "fast": 0.001})
+    assert clock.calls == {"this": calls, "fast": 1 + TIMED}
 
 
 def test_compilation_is_decided_by_the_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,20 +280,6 @@ def test_compilation_is_decided_by_the_number_of_steps(monkeypatch: pytest.Monke
     monkeypatch.setitem(COMPILE_FROM_STEPS, "cpu", 1000)
     assert [compiled(Choices(), steps) for steps in (999, 1000)] == [False, True]
     assert not compiled(Choices(compile="off"), 1000)
-
-
-@pytest.mark.parametrize(("seconds", "calls"), [(0.01, 6), (0.35, 2)])
-def test_a_slow_method_is_not_measured_again(seconds: float, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    called = 0
-
-    def forward() -> Tensor:
-        nonlocal called
-        called += 1
-        return torch.ones(1, requires_grad=True) * 2
-
-    monkeypatch.setattr(time, "perf_counter", lambda: called * seconds)
-    assert Measurements(CPU, kept=None)._timed(forward, "fp32") == pytest.approx(seconds)
-    assert called == calls
 
 
 def test_a_cuda_graph_needs_cuda() -> None:
@@ -287,9 +305,9 @@ def test_measurements_are_kept_and_shared(tmp_path: Path) -> None:
 
 def test_what_was_measured_of_other_code_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tmp_path / "measured.json"
-    monkeypatch.setattr(Measurements, "_timed", lambda self, forward, precision: 1.0)
+    monkeypatch.setattr(Measurements, "_in_turns", lambda self, ways: dict.fromkeys(ways, 1.0))
     assert Measurements(CPU, kept).bf16() == "units"
-    monkeypatch.setattr(Measurements, "_timed", lambda self, forward, precision: 2.0 if precision == "bf16" else 1.0)
+    monkeypatch.setattr(Measurements, "_in_turns", lambda self, ways: {"units": 2.0, "fp32": 1.0})
     assert Measurements(CPU, kept).bf16() == "units"
     monkeypatch.setattr(execution, "METHODS", execution.METHODS + 1)
     assert Measurements(CPU, kept).bf16() == "fp32"

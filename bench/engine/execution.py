@@ -5,7 +5,6 @@ names it, and what a choice was measured on is kept beside the ledger, so that t
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Set
 from contextlib import AbstractContextManager
@@ -30,9 +29,8 @@ Switch = Literal["auto", "on", "off"]
 
 # A method replaces the one before it only where it takes less than the inverse of this of its time: noise must not choose.
 FASTER_BY = {"cpu": 1.2, "cuda": 1.05}
-TIMED = 5  # measurements of each method, after one that warms up; the shortest decides, for other work can only lengthen them
-ENOUGH = 0.3  # seconds of them, after which a slow method (bf16 without units takes 0.4 s) is measured no more often
-TURNS = 4  # of bf16 and fp32: a burst of other work that lasts as long as the measurements of one must not choose
+TIMED = 7  # measurements of each method, after one that warms up; the shortest decides, for other work can only lengthen them
+ENOUGH = 0.4  # seconds of them, after which a slow method (bf16 without units takes 0.4 s) is measured no more often
 REPLAYED = 20  # of a graph in one measurement
 BATCH = 128  # images of a measurement: the recipes' batch
 METHODS = 4  # counts the changes to what a method takes: what was measured before the last one is measured again
@@ -103,7 +101,7 @@ def choose(network: nn.Module, precision: Precision, device: torch.device, choic
     patches: PatchMethod = "convolution"
     attention: AttentionMethod = "fused"
     if choices.depthwise == "auto":
-        arithmetic: Precision = "bf16" if precision == "bf16" and bf16 == "units" else "fp32"
+        arithmetic: Precision = "fp32" if bf16 == "fp32" else precision
         patches = measured.patches(patch_layers(network), arithmetic)
         attention = measured.attention(attention_layers(network), arithmetic)
         for side, width in sorted(depthwise_maps(network)):
@@ -151,13 +149,8 @@ class Measurements:
             return 0.0
 
         def times() -> dict[str, float]:
-            layer = nn.Linear(384, 1536)
-            x = torch.randn(4 * BATCH, 384, requires_grad=True)
-            seconds = {"units": math.inf, "fp32": math.inf}
-            for _ in range(TURNS):
-                seconds["units"] = min(seconds["units"], self._timed(lambda: layer(x), "bf16"))
-                seconds["fp32"] = min(seconds["fp32"], self._timed(lambda: layer(x), "fp32"))
-            return seconds
+            forward = partial(nn.Linear(384, 1536), torch.randn(4 * BATCH, 384, requires_grad=True))
+            return self._in_turns({"units": self._passes(forward, "bf16"), "fp32": self._passes(forward, "fp32")})
 
         seconds = self._once("bf16", times)
         return seconds["units"] / seconds["fp32"]
@@ -169,13 +162,13 @@ class Measurements:
             return candidates[0]
 
         def times() -> dict[str, float]:
-            convolution = nn.Conv2d(width, width, 7, padding=3, groups=width).to(self._device)
             x = torch.randn(BATCH, width, side, side, device=self._device).to(memory_format=torch.channels_last).requires_grad_()
-            seconds: dict[str, float] = {}
+            ways: dict[str, Callable[[], None]] = {}
             for method in candidates:
+                convolution = nn.Conv2d(width, width, 7, padding=3, groups=width).to(self._device)
                 use_methods(convolution, {side: method})
-                seconds[method] = self._timed(lambda: convolution(x), precision)
-            return seconds
+                ways[method] = self._passes(partial(convolution, x), precision)
+            return self._in_turns(ways)
 
         seconds = self._once(f"depthwise {side}x{side}x{width} {precision}", times)
         chosen: Method = "convolution"
@@ -195,16 +188,16 @@ class Measurements:
         return "matrix" if seconds["matrix"] * FASTER_BY[self._device.type] < seconds["convolution"] else "convolution"
 
     def _of_patches(self, layer: PatchLayer, precision: Precision) -> dict[str, float]:
-        convolution = nn.Conv2d(layer.channels, layer.width, layer.patch, stride=layer.patch).to(self._device)
-        convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = torch.randn(BATCH, layer.channels, layer.side, layer.side, device=self._device).to(memory_format=torch.channels_last)
         x.requires_grad_(layer.channels > IMAGE_CHANNELS)
-        seconds: dict[str, float] = {}
+        ways: dict[str, Callable[[], None]] = {}
         methods: tuple[PatchMethod, ...] = ("convolution", "matrix")
         for method in methods:
+            convolution = nn.Conv2d(layer.channels, layer.width, layer.patch, stride=layer.patch).to(self._device)
+            convolution.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             compute_patches_by(convolution, method)
-            seconds[method] = self._timed(lambda: convolution(x), precision)
-        return seconds
+            ways[method] = self._passes(partial(convolution, x), precision)
+        return self._in_turns(ways)
 
     def attention(self, layers: Set[AttentionLayer], precision: Precision) -> AttentionMethod:
         """The method for all of a network's self-attention: the faster one in sum; a GPU keeps the fused operator."""
@@ -220,15 +213,20 @@ class Measurements:
 
     def _of_attention(self, layer: AttentionLayer, precision: Precision) -> dict[str, float]:
         tokens, heads, width = layer
-        mixing = ScaledDotProduct()
         qkv = torch.randn(BATCH, tokens, 3, heads, width, device=self._device)  # as one linear layer gives them
         qkv = (qkv.bfloat16() if precision == "bf16" else qkv).requires_grad_()
-        seconds: dict[str, float] = {}
+
+        def mixed(mixing: ScaledDotProduct) -> Tensor:
+            mixture: Tensor = mixing(*qkv.permute(2, 0, 3, 1, 4).unbind())
+            return mixture
+
+        ways: dict[str, Callable[[], None]] = {}
         methods: tuple[AttentionMethod, ...] = ("fused", "products")
         for method in methods:
+            mixing = ScaledDotProduct()
             mixing.method = method
-            seconds[method] = self._timed(lambda: mixing(*qkv.permute(2, 0, 3, 1, 4).unbind()), precision)
-        return seconds
+            ways[method] = self._passes(partial(mixed, mixing), precision)
+        return self._in_turns(ways)
 
     def _once(self, key: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         if key not in self._seconds:
@@ -259,29 +257,35 @@ class Measurements:
                 f"{self._kept}: expected measurements in JSON, found {error}; delete the file to measure again"
             ) from error
 
-    def _timed(self, forward: Callable[[], Tensor], precision: Precision) -> float:
-        """Seconds of a forward and a backward pass; on CUDA within a graph, as a step is: launches would hide the kernels."""
+    def _passes(self, forward: Callable[[], Tensor], precision: Precision) -> Callable[[], None]:
+        """A forward and a backward pass; on CUDA within a graph, as a step is: launches would hide the kernels."""
 
         def compute() -> None:
             with Execution().precision(self._device, precision):
                 y = forward()
             y.backward(torch.ones_like(y))  # type: ignore[no-untyped-call]
 
-        repeated, times = (captured(compute, self._device), REPLAYED) if self._device.type == "cuda" else (compute, 1)
+        return captured(compute, self._device) if self._device.type == "cuda" else compute
 
-        def once() -> float:
+    def _in_turns(self, ways: Mapping[str, Callable[[], None]]) -> dict[str, float]:
+        """The shortest seconds of each way to do the same work; they take turns, so that no burst of other work chooses."""
+        times = REPLAYED if self._device.type == "cuda" else 1
+
+        def once(way: str) -> float:
             self._synchronize()
             started = time.perf_counter()
             for _ in range(times):
-                repeated()
+                ways[way]()
             self._synchronize()
             return (time.perf_counter() - started) / times
 
-        once()
-        seconds = [once()]
-        while len(seconds) < TIMED and sum(seconds) < ENOUGH:
-            seconds.append(once())
-        return min(seconds)
+        for way in ways:
+            once(way)
+        seconds = {way: [once(way)] for way in ways}
+        while due := [way for way, its in seconds.items() if len(its) < TIMED and sum(its) < ENOUGH]:
+            for way in due:
+                seconds[way].append(once(way))
+        return {way: min(its) for way, its in seconds.items()}
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
