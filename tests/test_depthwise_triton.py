@@ -1,5 +1,11 @@
 """Our Triton kernels against the convolution, in Triton's interpreter: what they compute, on a machine without a GPU."""
 
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -51,3 +57,15 @@ def test_frozen_operands_get_no_gradient() -> None:
 
 def test_without_a_gpu_it_does_not_work() -> None:
     assert not works()
+
+
+def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
+    """The interpreter takes much that the compiler refuses. sm_80 is an A100, sm_90 an H100 or H200."""
+    environ = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.triton_without_gpu"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environ).stdout
+    kernels = Counter(tuple(line.split()[:2]) for line in output.splitlines())
+    passes = {"_correlate": 2, "_weight_gradient": 1}  # forward and the gradient of x; that of the weight
+    assert kernels == {(gpu, name): 3 * count for gpu in ("sm_80", "sm_90") for name, count in passes.items()}, (
+        "in three types each"
+    )
