@@ -21,3 +21,10 @@ def give_back() -> None:
     """Hand back to the kernel what is free now, which is hundreds of MiB at times, where the C library is glibc."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def reserve(count: int) -> None:
+    """Have the kernel give so many bytes, for what is allocated next; without :func:`keep_freed` they go back at once."""
+    import torch  # here: it takes seconds to import, and not every command needs it
+
+    torch.ones(count, dtype=torch.uint8)

@@ -15,7 +15,6 @@ LARGE_PAGES = BLOCK // 2**21  # the fewest that a block can have, where the kern
 SCRIPT = f"""
 import ctypes, resource
 from bench import memory
-{{prepare}}
 
 def take():
     libc = ctypes.CDLL(None)
@@ -24,7 +23,7 @@ def take():
     ctypes.memset(block, 1, {BLOCK})
     libc.free(block)
 
-take()
+{{prepare}}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range({TIMES}):
     take()
@@ -42,18 +41,24 @@ def pages(prepare: str, between: str = "pass") -> int:
 
 @on_glibc
 def test_a_freed_block_serves_again() -> None:
-    assert pages("pass") > TIMES * LARGE_PAGES / 2, "by itself the C library returns it"
-    assert pages("memory.keep_freed()") < 2 * LARGE_PAGES
+    assert pages("take()") > TIMES * LARGE_PAGES / 2, "by itself the C library returns it"
+    assert pages("memory.keep_freed(); take()") < 2 * LARGE_PAGES
 
 
 @on_glibc
 def test_what_is_kept_can_be_handed_back() -> None:
-    assert pages("memory.keep_freed()", "memory.give_back()") > TIMES * LARGE_PAGES / 2
+    assert pages("memory.keep_freed(); take()", "memory.give_back()") > TIMES * LARGE_PAGES / 2
 
 
 @on_glibc
 def test_every_command_keeps_it() -> None:
-    assert pages("from bench.cli import main; main(['list', '--profile', 'smoke'])") < 2 * LARGE_PAGES
+    assert pages("from bench.cli import main; main(['list', '--profile', 'smoke']); take()") < 2 * LARGE_PAGES
+
+
+@on_glibc
+def test_a_reserve_is_there_before_it_is_needed() -> None:
+    assert pages("memory.keep_freed(); memory.reserve(0)") >= LARGE_PAGES, "the first block comes from the kernel"
+    assert pages(f"memory.keep_freed(); memory.reserve({BLOCK})") < LARGE_PAGES
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,8 @@ def with_even_memory_events(events: list[Event]) -> list[Event]:
 def test_memory_starts_from_what_is_held_and_is_given_back(profile: Profile) -> None:
     timeline = memory_of_last_step(with_even_memory_events(profile.events), cuda=False)
     parameters = sum(p.numel() * 4 for p in attentive("mhsa").parameters())
-    images = 6 * 10 * (40 * 40 * 3 + 8)
+    steps = 1 + 2 + 3 * recording.MOST_RECORDINGS  # the cold one, those timed, those recorded or before a recording
+    images = steps * 10 * (40 * 40 * 3 + 8)
     assert profile.held_bytes == pytest.approx(3 * parameters + images, rel=0.05), "weights and AdamW's two averages"
     assert len(timeline) == 24
     assert parameters <= timeline[-1] < max(timeline) / 1.5, "gradients stay until the next step, activations are freed"
@@ -252,6 +253,19 @@ def test_the_trace_is_chromes_format_and_names_no_host(profile: Profile) -> None
     assert len(spans) > 100
     for event in spans:
         assert event["dur"] >= 0 and event["ts"] >= 0 and event["name"] and {"pid", "tid"} <= event.keys()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "taken"), [([1.2], 1.2), ([2.0, 1.1], 1.1), ([2.0, 1.6, 1.8], 1.6)], ids=["as usual", "disturbed once", "always"]
+)
+def test_a_disturbed_recording_is_made_again(seconds: list[float], taken: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = list(seconds)
+    prepared = recording._Prepared(step=lambda: None, held_bytes=lambda: 0)
+    monkeypatch.setattr(recording, "_prepare", lambda *arguments, **options: prepared)
+    monkeypatch.setattr(recording, "seconds_of", lambda step, device: 1.0)
+    monkeypatch.setattr(recording, "_recorded", lambda *arguments: recording._Recording(left[0], str(left.pop(0))))
+    assert record(small_experiment(), 10, Execution(), CPU).trace == str(taken)
+    assert left == []
 
 
 # ---- make profile ----------------------------------------------------------------------------------------------------------

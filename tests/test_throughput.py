@@ -78,6 +78,18 @@ def test_a_ratio_is_taken_turn_by_turn() -> None:
     assert ratio(speeds, "one", "other") == Spread(median=2, low=1, high=4)
 
 
+@pytest.mark.parametrize(("machine", "reserved"), [(16 * 10**9, 10**9), (2 * 10**9, 5 * 10**8)])
+def test_after_a_warm_up_as_much_memory_is_at_hand(machine: int, reserved: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserves: list[int] = []
+    monkeypatch.setattr(timing, "peak_memory", lambda work, device: work())
+    monkeypatch.setattr(timing, "available_memory", lambda: machine)
+    monkeypatch.setattr("bench.memory.reserve", reserves.append)
+    assert timing.warmed_up(lambda: 10**9, CPU) == 10**9
+    assert reserves == [reserved], "no more than a part of the machine's"
+    timing.warmed_up(lambda: 10**9, torch.device("cuda"))
+    assert len(reserves) == 1
+
+
 def test_peak_memory_sees_what_is_freed_again() -> None:
     size = 300_000_000
     before = peak_memory(lambda: None, CPU)

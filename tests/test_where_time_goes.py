@@ -57,6 +57,14 @@ def test_a_paragraph_says_where_the_time_goes() -> None:
     )
 
 
+def test_a_paragraph_admits_that_its_shares_were_disturbed() -> None:
+    said = "The recorded steps took 1.5 times as long as those without the profiler: something else disturbed these shares."
+    disturbed = {"step_ms": 1000.0, "profiled_step_ms": 1500.0}
+    assert said in paragraph(entry_of("Small", **disturbed))
+    assert "disturbed" not in paragraph(entry_of("Small", environment=GPU, **disturbed)), "there the host alone is slowed"
+    assert "disturbed" not in paragraph(entry_of("Small", step_ms=1000.0, profiled_step_ms=1240.0))
+
+
 def test_a_paragraph_on_a_gpu_compares_the_graph_with_launches() -> None:
     graph = {"step_ms": 21.5, "idle": 0.75, "launches": 1900.0}
     text = paragraph(entry_of("Small", environment=GPU, step_ms=5.25, without_graph=graph, attention_blocks=0.0))

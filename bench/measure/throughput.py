@@ -22,7 +22,7 @@ from bench.experiment import Experiment
 from bench.measure import loops, roofline
 from bench.measure.cost import multiply_adds, training_flops
 from bench.measure.energy import EnergyCounter
-from bench.measure.timing import Spread, interleaved, peak_memory, ratio, seconds_of
+from bench.measure.timing import Spread, interleaved, ratio, seconds_of, warmed_up
 
 SCHEMA = 1
 CLASSES = 100
@@ -279,7 +279,7 @@ class Bench:
             nonlocal warm_up
             warm_up = seconds_of(lambda: step(_cold(execution)), device)
 
-        memory = peak_memory(warm, device)  # replaying a graph allocates nothing any more
+        memory = warmed_up(warm, device)  # replaying a graph allocates nothing any more
 
         def counted(steps: int) -> None:
             nonlocal done

@@ -11,6 +11,7 @@ from bench.environment import device_in_words
 from bench.errors import UserError
 from bench.measure.operators import ATTENTION, BOOKKEEPING, COMPILED, COPY, DEPTHWISE, ELEMENTWISE, IDLE, KINDS, OPTIMIZER, OTHER
 from bench.measure.profiling import SCHEMA
+from bench.measure.recording import DISTURBED
 from bench.provenance import shown
 from bench.report.tables import Line, table
 from bench.report.throughput import mode
@@ -119,6 +120,7 @@ def paragraph(entry: Entry) -> str:
         _operators(entry["operators"]),
         _attention_blocks(entry),
         _overhead(entry),
+        _disturbed(entry),
         f"Memory peaks at {_megabytes(entry['memory']['peak_bytes'])} MB, of which "
         f"{_megabytes(entry['memory']['held_bytes'])} MB stay from step to step.",
     ]
@@ -158,6 +160,15 @@ def _overhead(entry: Entry) -> str:
     return (
         f"As one CUDA graph the step leaves the device idle for {idle:.0%} of the time; launched kernel by kernel it takes "
         f"{_ms(graph['step_ms'])} ms, idle for {graph['idle']:.0%}, with {graph['launches']:,.0f} launches."
+    )
+
+
+def _disturbed(entry: Entry) -> str:
+    ratio = entry["profiled_step_ms"] / entry["step_ms"]
+    if entry["environment"]["cuda"] is not None or ratio <= DISTURBED:
+        return ""
+    return (
+        f"The recorded steps took {ratio:.1f} times as long as those without the profiler: something else disturbed these shares."
     )
 
 
