@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import limits
 from bench.errors import UserError
 
 # Everything that imports torch is imported where it is used: a torch that does not load is one of the findings.
@@ -29,7 +30,6 @@ LEAST_MEMORY = 4 * GIB
 LEAST_DISK_FOR_RESULTS = 2 * GIB
 # Archives, arrays and pretrained weights together are 0.6 GB.
 LEAST_DISK_FOR_DATASETS = 1 * GIB
-UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number of this size
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def bf16_on_cpu() -> str:
     """Whether the CPU multiplies bfloat16 in hardware; where that is no faster than fp32, a bf16 run is computed in fp32."""
     from bench.environment import BF16_FLAGS
 
-    units = sorted(BF16_FLAGS & set(_read("/proc/cpuinfo").split()))
+    units = sorted(BF16_FLAGS & set(limits.read("/proc/cpuinfo").split()))
     return f"bf16 in hardware ({', '.join(units)}), used if faster" if units else "no units for bf16, which is computed in fp32"
 
 
@@ -208,27 +208,16 @@ def check_threads() -> Check:
     """torch's threads against the cores that this process may use: more threads than cores get in each other's way."""
     import torch
 
-    cores, threads = available_cores(), torch.get_num_threads()
+    cores, threads = limits.available_cores(), torch.get_num_threads()
     found = f"torch uses {threads} on {cores:g} cores"
     if threads > max(1, cores):
         return Check("threads", True, found, f"set OMP_NUM_THREADS={max(1, int(cores))}")
     return Check("threads", True, found)
 
 
-def available_cores() -> float:
-    """Cores this process may run on, by affinity and by the quota of its control group."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    cores = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
-    for folder in cgroup_folders():
-        quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
-        if quota.isdecimal() and period.isdecimal():
-            cores = min(cores, int(quota) / int(period))
-    return cores
-
-
 def check_memory() -> Check:
     """The memory this process may use: the machine's, or the limit of its control group where that is lower."""
-    total = available_memory()
+    total = limits.available_memory()
     if total < LEAST_MEMORY:
         return Check(
             "memory",
@@ -237,31 +226,6 @@ def check_memory() -> Check:
             f"{_gib(LEAST_MEMORY)} are needed: raise the container's limit or use another machine",
         )
     return Check("memory", True, _gib(total))
-
-
-def available_memory() -> int:
-    """In bytes."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for folder in cgroup_folders():
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            text = _read(folder / name).strip()
-            if text.isdecimal() and int(text) < UNLIMITED:
-                limits.append(int(text))
-    return min(limits)
-
-
-def cgroup_folders() -> list[Path]:
-    """The control groups of this process up to the root, of version 2 and of version 1's memory controller."""
-    mount = Path("/sys/fs/cgroup")
-    folders = {mount, mount / "memory"}
-    for line in _read("/proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        if number == "0" or controllers == "memory":
-            base = mount / controllers
-            inner = base / group.lstrip("/")
-            folders |= {folder for folder in (inner, *inner.parents) if folder.is_relative_to(mount)}
-    return sorted(folders)
 
 
 def check_folder(name: str, folder: Path, variable: str, needed: int) -> Check:
@@ -324,14 +288,6 @@ def check_weights(datasets: Path, given: Path | None = None) -> Check:
     if not fetch.has_hash(path, IMAGENET_WEIGHTS):
         return Check("weights", False, "damaged", f"delete {path} and run `make data`")
     return Check("weights", True, f"{path.name}, verified")
-
-
-def _read(path: str | Path) -> str:
-    """The text of a file of the kernel's, empty where this system has none."""
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
 
 
 def _gib(size: int) -> str:

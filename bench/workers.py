@@ -4,8 +4,8 @@ import os
 
 import torch
 
-from bench.doctor import available_cores, available_memory
 from bench.environment import choose_device
+from bench.limits import available_cores, available_memory
 from bench.settings import Settings
 
 # The largest network's run needs 4.8 GB on two cores (matched_vit, profile paper, measured); evaluation and the rest fit into 6.

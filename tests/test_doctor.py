@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from bench import doctor, environment
+from bench import doctor, environment, limits
 from bench.doctor import GIB, Check, examine, render
 from bench.errors import UserError
 from data.sources import SOURCES
@@ -34,7 +34,7 @@ class Machine:
         vars(fetch).update(weights_path=lambda root: self.weights, has_hash=lambda path, remote: self.weights_intact)
         monkeypatch.setitem(sys.modules, "data", data)
         monkeypatch.setitem(sys.modules, "data.fetch", fetch)
-        monkeypatch.setattr(doctor, "_read", lambda path: self.files.get(str(path), ""))
+        monkeypatch.setattr(limits, "read", lambda path: self.files.get(str(path), ""))
         monkeypatch.setattr(environment, "cuda_driver", lambda: self.driver)
         monkeypatch.setattr(environment, "device_name", lambda device: "a processor")
         monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB // 4096}.__getitem__)

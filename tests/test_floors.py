@@ -18,6 +18,7 @@ FLOORS = [
         "bench.experiment",
         "bench.environment",
         "bench.stopping",
+        "bench.limits",
         "bench.memory",
         "bench.schema",
         "bench.locks",

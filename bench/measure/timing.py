@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bench import memory
-from bench.doctor import available_memory
+from bench.limits import available_memory
 
 MOST_RESERVED = 4  # the part of the machine's memory that is reserved at most: one fourth
 WINDOWS = 5  # turns of each contender
