@@ -141,15 +141,16 @@ class _Recording(NamedTuple):
 
 
 def _recorded(step: Callable[[], None], device: torch.device, recorded: int) -> _Recording:
+    """Some steps under the profiler, after one that it does not record."""
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     # the steps that were timed before are the schedule's wait
     schedule = torch.profiler.schedule(wait=0, warmup=WARM_UP, active=recorded, repeat=1)
     with torch.profiler.profile(activities=activities, schedule=schedule, record_shapes=True, profile_memory=True) as profiler:
-        seconds = 0.0
+        seconds = []
         for number in range(WARM_UP + recorded):
             started = time.perf_counter()
             step()
-            seconds += (time.perf_counter() - started) * (number >= WARM_UP)
+            seconds.append(time.perf_counter() - started)
             if number in (WARM_UP - 1, WARM_UP + recorded - 1):  # no kernel crosses the edges of what is recorded
                 synchronize(device)
             profiler.step()
@@ -157,4 +158,4 @@ def _recorded(step: Callable[[], None], device: torch.device, recorded: int) -> 
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
         trace = re.sub(r'"(host_name|traceName)": "[^"]*"', r'"\1": ""', path.read_text())
-    return _Recording(seconds / recorded, trace)
+    return _Recording(statistics.mean(seconds[WARM_UP:]), trace)

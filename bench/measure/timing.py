@@ -14,7 +14,7 @@ import torch
 from bench import memory
 from bench.limits import available_memory
 
-MOST_RESERVED = 4  # the part of the machine's memory that is reserved at most: one fourth
+MOST_RESERVED = 0.25  # of the memory that this process may use
 WINDOWS = 5  # turns of each contender
 ENOUGH_OF_THE_SLOW = {2.0: 3, 10.0: 2}  # from so many seconds of a step so many turns are enough: they are long
 
@@ -118,12 +118,12 @@ def peak_memory(work: Callable[[], Any], device: torch.device) -> int | None:
 
 
 def warmed_up(work: Callable[[], Any], device: torch.device) -> int | None:
-    """Do ``work``, which comes before what is timed, and return its :func:`peak_memory`; on a CPU have as much at hand again.
+    """Do ``work``, which comes before what is timed, and return its :func:`peak_memory` in bytes; on a CPU have as much again.
 
-    A step that is timed should find its memory, as it does after a while of training. The first few, and all that the profiler
-    records, whose notes lie between the tensors, had 10,000 to 180,000 page faults, of up to 16 microseconds on two Xeon cores.
+    A step that is timed should find its memory, as it does after a while of training, and not wait for the kernel. The first
+    few would, and those that the profiler records, whose notes lie between the tensors.
     """
     peak = peak_memory(work, device)
     if device.type == "cpu":
-        memory.reserve(min(peak or 0, available_memory() // MOST_RESERVED))
+        memory.reserve(min(peak or 0, int(MOST_RESERVED * available_memory())))
     return peak
