@@ -1,6 +1,7 @@
 """How steps are computed: every mode gives the same numbers to rounding, the choice is measured once, and a run keeps it."""
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
+from bench.catalog import find
 from bench.engine import execution, ranks
 from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.device_data import DeviceSplit, draw_epoch
@@ -25,7 +27,8 @@ from bench.engine.optimizer import adamw
 from bench.engine.step import TrainingStep
 from bench.engine.train import build_network, put_on_device, train
 from bench.errors import UserError
-from bench.experiment import Recipe, canonical_json
+from bench.experiment import Recipe, Run, canonical_json
+from bench.profiles import smoke
 from models.attention import Attention, Gated, ScaledDotProduct
 from models.convnext import convnext_tiny, insert_attention
 from models.depthwise import DepthwiseConv2d, depthwise_maps
@@ -187,7 +190,7 @@ def fake_times(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> li
     """Let every alternative take the seconds given, in the order of measurement; return the log of what was measured."""
     log: list[str] = []
 
-    def once(self: Measurements, key: str, measure: object) -> dict[str, float]:
+    def once(self: Measurements, key: str, ways: object, measure: object) -> dict[str, float]:
         log.append(key)
         return seconds
 
@@ -287,7 +290,7 @@ def test_a_cuda_graph_needs_cuda() -> None:
         choose(small_network(), "fp32", CPU, Choices(cuda_graph="on"), steps=1)
 
 
-def test_measurements_are_kept_and_shared(tmp_path: Path) -> None:
+def test_measurements_are_kept_and_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = tmp_path / "deep" / "measured.json"
     first = choose(small_network(), "bf16", CPU, Choices(kept=kept), steps=1)
     (by_key,) = json.loads(kept.read_text()).values()
@@ -296,11 +299,11 @@ def test_measurements_are_kept_and_shared(tmp_path: Path) -> None:
     arithmetic = "bf16" if first.bf16 == "units" else "fp32"
     assert set(by_key) == {"bf16"} | {f"{layer} {arithmetic}" for layer in depthwise | patches}
     for times in by_key.values():  # whatever was measured, from now on it is what the file says
-        times.update(dict.fromkeys(times, 1.0) | {name: 0.1 for name in times if name == "matrix"})
+        times.update(dict.fromkeys(times, 1.0) | {name: 0.1 for name in times if name in ("matrix", first.bf16)})
     kept.write_text(json.dumps({Measurements(CPU, kept)._machine: by_key}))
+    monkeypatch.setattr(Measurements, "_in_turns", lambda self, ways: pytest.fail("measured again"))
     again = choose(small_network(), "bf16", CPU, Choices(kept=kept), steps=1)
-    assert (set(again.depthwise.values()), again.patches) == ({"matrix"}, "matrix") or again.bf16 != first.bf16
-    assert again.bf16 == "units"
+    assert (set(again.depthwise.values()), again.patches, again.bf16) == ({"matrix"}, "matrix", first.bf16)
 
 
 def test_what_was_measured_of_other_code_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,11 +316,21 @@ def test_what_was_measured_of_other_code_is_measured_again(tmp_path: Path, monke
     assert Measurements(CPU, kept).bf16() == "fp32"
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"machine": 1}', '{"machine": {"key": {"name": "fast"}}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"machine": 1}', '{"machine": {"key": {"name": "fast"}}}', pytest.param("[" * 100_000, id="deep")]
+)
 def test_a_damaged_file_of_measurements_is_refused(content: str, tmp_path: Path) -> None:
     kept = tmp_path / "measured.json"
     kept.write_text(content)
     with pytest.raises(UserError, match=r"measured.json: expected measurements in JSON.*delete the file"):
+        choose(small_network(), "bf16", CPU, Choices(kept=kept), steps=1)
+
+
+@pytest.mark.parametrize("seconds", [{}, {"units": 1.0}, {"units": 1.0, "fp32": 0.0}, {"units": math.nan, "fp32": 1.0}])
+def test_kept_seconds_that_cannot_be_are_refused(seconds: dict[str, float], tmp_path: Path) -> None:
+    kept = tmp_path / "measured.json"
+    kept.write_text(json.dumps({Measurements(CPU, kept)._machine: {"bf16": seconds}}))
+    with pytest.raises(UserError, match=r"measured.json: expected seconds of units and fp32 for bf16, found .*delete the file"):
         choose(small_network(), "bf16", CPU, Choices(kept=kept), steps=1)
 
 
@@ -337,6 +350,24 @@ def test_a_run_keeps_the_mode_it_began_with(tmp_path: Path) -> None:
     )
     assert progress.execution == PAIRS
     assert canonical_json(results) == canonical_json(straight)
+
+
+def test_a_run_after_others_in_one_process_gives_the_same(tmp_path: Path) -> None:
+    """Other networks, regimes and data between them, with all that makes steps fast. tests/reliability/test_soak.py is longer."""
+    every_method = replace(PAIRS, depthwise=PAIRS.depthwise | {1: "matrix"}, patches="matrix", attention="products")
+
+    def results(row: str, folder: str) -> str:
+        run = Run(experiment=smoke(find(row)), profile="smoke", seed=0)
+        recipe = replace(run.experiment.recipe, epochs=1, frozen_epochs=0, batch_size=25)
+        run = replace(run, experiment=replace(run.experiment, recipe=recipe, train_images=60, test_images=50))
+        dataset = data.load(run.experiment.dataset)
+        network = build_network(run, len(dataset.classes), None, CPU)
+        return canonical_json(train_small(run, tmp_path / folder, network=network, execution=every_method))
+
+    alone = results("cifar100/A_dual", "alone")
+    for row in ("cifar100/scratch_mixer_tiny", "fashion_mnist/baseline", "cifar100/C_se"):
+        assert results(row, row) != alone
+    assert results("cifar100/A_dual", "after others") == alone
 
 
 def test_the_mode_in_words() -> None:

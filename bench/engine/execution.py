@@ -5,8 +5,9 @@ names it, and what a choice was measured on is kept beside the ledger, so that t
 """
 
 import json
+import math
 import time
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -152,7 +153,7 @@ class Measurements:
             forward = partial(nn.Linear(384, 1536), torch.randn(4 * BATCH, 384, requires_grad=True))
             return self._in_turns({"units": self._passes(forward, "bf16"), "fp32": self._passes(forward, "fp32")})
 
-        seconds = self._once("bf16", times)
+        seconds = self._once("bf16", ("units", "fp32"), times)
         return seconds["units"] / seconds["fp32"]
 
     def depthwise(self, side: int, width: int, precision: Precision) -> Method:
@@ -170,7 +171,7 @@ class Measurements:
                 ways[method] = self._passes(partial(convolution, x), precision)
             return self._in_turns(ways)
 
-        seconds = self._once(f"depthwise {side}x{side}x{width} {precision}", times)
+        seconds = self._once(f"depthwise {side}x{side}x{width} {precision}", candidates, times)
         chosen: Method = "convolution"
         for method in candidates:
             if seconds[method] * FASTER_BY[self._device.type] < seconds[chosen]:
@@ -182,7 +183,7 @@ class Measurements:
         seconds = {"convolution": 0.0, "matrix": 0.0}
         for layer in sorted(layers):
             key = f"patches {layer.patch}x{layer.patch} of {layer.side}x{layer.side}x{layer.channels} to {layer.width} {precision}"
-            its_seconds = self._once(key, partial(self._of_patches, layer, precision))
+            its_seconds = self._once(key, tuple(seconds), partial(self._of_patches, layer, precision))
             for method in seconds:
                 seconds[method] += its_seconds[method]
         return "matrix" if seconds["matrix"] * FASTER_BY[self._device.type] < seconds["convolution"] else "convolution"
@@ -206,7 +207,7 @@ class Measurements:
         seconds = {"fused": 0.0, "products": 0.0}
         for layer in sorted(layers):
             key = f"attention {layer.tokens} tokens, {layer.heads} x {layer.width} {precision}"
-            its_seconds = self._once(key, partial(self._of_attention, layer, precision))
+            its_seconds = self._once(key, tuple(seconds), partial(self._of_attention, layer, precision))
             for method in seconds:
                 seconds[method] += its_seconds[method]
         return "products" if seconds["products"] * FASTER_BY[self._device.type] < seconds["fused"] else "fused"
@@ -228,11 +229,14 @@ class Measurements:
             ways[method] = self._passes(partial(mixed, mixing), precision)
         return self._in_turns(ways)
 
-    def _once(self, key: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def _once(self, key: str, ways: Collection[str], measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         if key not in self._seconds:
             self._seconds[key] = measure()
             self._keep()
-        return self._seconds[key]
+        seconds = self._seconds[key]
+        if not all(0 < seconds.get(way, 0.0) < math.inf for way in ways):
+            raise self._damaged(f"seconds of {' and '.join(ways)} for {key}, found {seconds}")
+        return seconds
 
     def _keep(self) -> None:
         if self._kept is None:
@@ -252,10 +256,11 @@ class Measurements:
                 machine: {key: {name: float(value) for name, value in seconds.items()} for key, seconds in by_key.items()}
                 for machine, by_key in content.items()
             }
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{self._kept}: expected measurements in JSON, found {error}; delete the file to measure again"
-            ) from error
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise self._damaged(f"measurements in JSON, found {error}") from error
+
+    def _damaged(self, reason: str) -> UserError:
+        return UserError(f"{self._kept}: expected {reason}; delete the file to measure again")
 
     def _passes(self, forward: Callable[[], Tensor], precision: Precision) -> Callable[[], None]:
         """A forward and a backward pass; on CUDA within a graph, as a step is: launches would hide the kernels."""
@@ -268,7 +273,7 @@ class Measurements:
         return captured(compute, self._device) if self._device.type == "cuda" else compute
 
     def _in_turns(self, ways: Mapping[str, Callable[[], None]]) -> dict[str, float]:
-        """The shortest seconds of each way to do the same work; they take turns, so that no burst of other work chooses."""
+        """The shortest seconds of each way to do the same work; they take turns, so that a burst of other work falls on all."""
         times = REPLAYED if self._device.type == "cuda" else 1
 
         def once(way: str) -> float:
