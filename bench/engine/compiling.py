@@ -18,7 +18,8 @@ MOST_VARIANTS = 64  # of one piece of code: shapes, precisions, and which of the
 def compile_blocks(network: nn.Module) -> None:
     """Let the blocks whose parameters all train be compiled when they are first called, in place; names and values stay.
 
-    Under a regime the frozen blocks only run forward: they gain little, and would be compiled a second time when released.
+    Frozen blocks would be compiled a second time when released, and before the first attention block they only run forward. What
+    comes behind one has a backward pass too, in which the steps of a frozen phase are as slow as uncompiled code is.
     Compiled code repeats bit for bit: kernels are chosen by rules, not by timing them.
     """
     import torch._dynamo

@@ -5,7 +5,7 @@ step holds operators, these hold the operators that they call. An event's own ti
 within it. On the device there are kernels, each with the number of the operator that launched it.
 
 Backward operators run far from their modules, but each carries the sequence number of the forward operator that it belongs to. So
-what lies within an annotated region (:data:`REGIONS`) counts with its backward pass.
+what lies within an annotated region (a depthwise convolution, attention, an attention block) counts with its backward pass.
 """
 
 import math
@@ -19,7 +19,6 @@ from bench.measure.operators import ATTENTION, COMPILED, COPY, DEPTHWISE, IDLE, 
 Event = dict[str, Any]
 
 ATTENTION_BLOCK = "attention block"  # the whole module: its norm, linear layers and gate too
-REGIONS = (DEPTHWISE, ATTENTION, ATTENTION_BLOCK)  # names of annotations
 
 _STEP = "ProfilerStep#"
 _OPTIMIZER = "Optimizer."
