@@ -28,7 +28,7 @@
 #= TESTS      test, test-reliability: the test files or folders (tests; those of reliability)
 #= FUZZ       test-reliability: how many times as many inputs to the readers as in `make test` (4)
 #= PORT       tensorboard: where it listens, on this machine alone (6006)
-#= QUICK      bench-throughput: QUICK=1 measures the loops and two networks only
+#= QUICK      bench-throughput: QUICK=1 measures the loops and two networks only, into a file of its own
 #= IMAGES     figures, all: IMAGES=none leaves test images out of the attention maps, for a ledger that is published
 #= UPGRADE    lock: UPGRADE=1 moves every package to its newest release
 #= TARGET     container: the targets to make inside: TARGET=all
@@ -181,7 +181,7 @@ cost: $(INSTALLED)  ## Parameters, multiply-adds and attention maps of every net
 	@$(PYTHON) -m bench cost
 
 bench-throughput: $(INSTALLED)  ## Images per second of every network, and of our loop beside others (QUICK=1: fewer)
-	$(PYTHON) -m bench throughput $(if $(QUICK),--quick)
+	$(PYTHON) -m bench throughput $(if $(filter-out 0,$(QUICK)),--quick)
 
 # The profiler's library tells of its own start and stop, and of every allocation older than its recording.
 profile: $(INSTALLED)  ## Where the time of a training step goes: traces and a summary, for ONLY or one network of each kind

@@ -26,6 +26,8 @@ FLAGS = {
 }
 
 
+CONTINUES = ("run", "grid")  # these leave a checkpoint
+
 # flags of single commands, which are no settings
 EXTRA = (
     "gpus",
@@ -126,7 +128,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_USER
         raise
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print(
+            "interrupted" + ("; the same command continues from the last checkpoint" if command in CONTINUES else ""),
+            file=sys.stderr,
+        )
         return EXIT_INTERRUPTED
 
 
@@ -200,7 +205,7 @@ def _grid(chosen: Settings, *, shard: str, runs: str, dry_run: bool, status: boo
 def _plan(chosen: Settings, *, gpus: str, price: str, throughput: str, gpu_seconds_per_epoch: str) -> int:
     from bench.grid import plan
     from bench.planning import pace_of, pace_of_epoch, planned
-    from bench.report.throughput import read_report
+    from bench.report.measurements import read_report
 
     if not gpus.isdecimal() or int(gpus) < 1:
         raise UserError(f"--gpus: expected a whole number from 1, found {gpus!r}")
@@ -274,8 +279,9 @@ def _show(chosen: Settings, name: str) -> int:
 
 
 def _compare(chosen: Settings, before: str, after: str) -> int:
+    from bench.report.measurements import read_report
     from bench.report.show import differences, find_run, is_run
-    from bench.report.throughput import compared, read_report
+    from bench.report.throughput import compared
 
     if is_run(before) != is_run(after):
         raise UserError("compare: expected two runs or two files of throughput measurements, found one of each")

@@ -1,4 +1,4 @@
-"""What becomes of the memory that this process frees."""
+"""Memory: what becomes of that which this process frees, and whether an error says that there is no more."""
 
 import ctypes
 
@@ -28,3 +28,13 @@ def reserve(count: int) -> None:
     import torch  # here: it takes seconds to import, and not every command needs it
 
     torch.ones(count, dtype=torch.uint8)
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether memory ran out. Only torch's allocator on a GPU has an exception for it; CUDA and its libraries have words."""
+    import torch
+
+    words = ("DefaultCPUAllocator: can't allocate", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )

@@ -12,7 +12,7 @@ from bench.errors import UserError
 from bench.experiment import Model, Run
 from bench.measure.cost import cost_of
 from bench.measure.estimate import duration
-from bench.report.throughput import Report
+from bench.report.measurements import Report
 from bench.shards import TRAIN_IMAGES, architecture, work
 from bench.verify.records import SPECS
 

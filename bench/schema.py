@@ -5,7 +5,7 @@ One table serves two readers. The report asks whether a record holds what it pri
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 ABSENT = object()  # stands for a field that is not there
@@ -64,7 +64,8 @@ FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 COUNT = Kind("a whole number from 0", _is_count)
 SEED = Kind("a whole number from 0", lambda value: type(value) is int and value >= 0)
 NUMBER = Kind("a finite number", _is_number)
-SECONDS = Kind("a positive number of seconds", lambda value: _is_number(value) and value > 0)
+POSITIVE = Kind("a number above 0", lambda value: _is_number(value) and value > 0)
+SECONDS = Kind("a positive number of seconds", POSITIVE.fits)
 PERCENT = Kind("a number from 0 to 100", lambda value: _is_number(value) and 0 <= value <= 100)
 SHA256 = Kind("a SHA-256", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)
 MAP = Kind("height and width", lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)))
@@ -166,27 +167,39 @@ WHEN_DONE = (  # a run that failed may have none of them
 
 
 def faults(record: dict[str, Any], *, complete: bool) -> Iterator[Fault]:
-    """Yield every field of a record that is absent or holds something else than it should. Fields unknown here are passed over,
-    but nothing in a record may be NaN, infinite, nested too deep, or text that no file can hold.
+    """Yield every field of a record that is absent or holds something else than it should; see :func:`departures`.
 
     Args:
         complete: ask for every field, rather than for those that the report needs.
     """
     if _too_deep(record):
+        fields = []
+    else:
+        fields = [(field, field in WHEN_PRESENT or not (complete or field.reported)) for field in _fields_of(record)]
+    yield from departures(record, fields)
+
+
+def departures(value: Any, fields: Iterable[tuple[Field, bool]]) -> Iterator[Fault]:
+    """Yield every field of an object that is absent or holds something else than it should. Fields unknown here are passed over,
+    but nothing may be NaN, infinite, nested too deep, or text that no file can hold.
+
+    Args:
+        fields: each with whether it may be absent.
+    """
+    if _too_deep(value):
         yield Fault("", f"at most {DEEPEST} levels of nesting", "more")
         return
     named = set()
-    for field in _fields_of(record):
-        may_be_absent = field in WHEN_PRESENT or not (complete or field.reported)
-        for place, value in _values(record, field.path):
-            if place not in named and not (value is ABSENT and may_be_absent) and not field.kind.fits(value):
+    for field, may_be_absent in fields:
+        for place, found in _values(value, field.path):
+            if place not in named and not (found is ABSENT and may_be_absent) and not field.kind.fits(found):
                 named.add(place)
-                yield Fault(place, field.kind.expected, shown(value))
-    for place, value in _leaves(record):
-        if place not in named and isinstance(value, float) and not math.isfinite(value):
-            yield Fault(place, NUMBER.expected, shown(value))
-        if isinstance(value, str) and not _is_unicode(value):
-            yield Fault(place, "text in Unicode", shown(value))
+                yield Fault(place, field.kind.expected, shown(found))
+    for place, leaf in _leaves(value):
+        if place not in named and isinstance(leaf, float) and not math.isfinite(leaf):
+            yield Fault(place, NUMBER.expected, shown(leaf))
+        if isinstance(leaf, str) and not _is_unicode(leaf):
+            yield Fault(place, "text in Unicode", shown(leaf))
 
 
 def _fields_of(record: dict[str, Any]) -> Iterator[Field]:

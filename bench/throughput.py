@@ -8,6 +8,7 @@ from bench.experiment import canonical_json
 from bench.grid import choices
 from bench.ledger import write_atomically
 from bench.measure.throughput import Bench
+from bench.report.measurements import PARTIAL
 from bench.settings import Settings
 
 HEADLINE = "cifar100/baseline"
@@ -36,6 +37,8 @@ WINDOWS = {("cpu", False): (1.0, 5, 480), ("cpu", True): (0.5, 3, 0), ("cuda", F
 def measure(settings: Settings, *, quick: bool) -> Path:
     """Measure this device and write ``throughput/<device>.json`` in the results folder; return its path.
 
+    A measurement of some networks, or a quick one, takes another name: it is no substitute for a whole one.
+
     Raises:
         UserError: there is no such device, or the file cannot be written.
     """
@@ -53,7 +56,15 @@ def measure(settings: Settings, *, quick: bool) -> Path:
     )
     chosen = {experiment.name for experiment in settings.experiments()}
     names = {name: row for name, row in NETWORKS.items() if row in chosen and (not quick or name in QUICK)}
+    part = PARTIAL if quick or len(names) < len(NETWORKS) else ""
+    path = settings.results / "throughput" / f"{environment.device_slug(environment.describe(device))}{part}.json"
+    _try_to_write(path.parent)  # now rather than after ten minutes
     report = bench.report(find(HEADLINE), {name: find(row) for name, row in names.items()})
-    path = settings.results / "throughput" / f"{environment.device_slug(report['environment'])}.json"
     write_atomically(path, lambda file: file.write(canonical_json(report).encode()))
     return path
+
+
+def _try_to_write(folder: Path) -> None:
+    probe = folder / ".probe"
+    write_atomically(probe, lambda file: file.write(b""))
+    probe.unlink()

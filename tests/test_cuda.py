@@ -30,9 +30,13 @@ from bench.engine.train import build_network, put_on_device, train
 from bench.experiment import Model, Recipe, Run, canonical_json
 from bench.measure import loops, roofline
 from bench.measure.energy import EnergyCounter
+from bench.measure.profiling import profile_network
+from bench.measure.throughput import Bench
 from bench.measure.timing import peak_memory
 from bench.profiles import smoke
+from bench.report.measurements import read_report
 from models import Attention
+from models.attention import Gated
 from models.depthwise import Method
 from models.patches import compute_patches_by
 from tests.conftest import Recorder
@@ -71,6 +75,35 @@ def test_a_graph_is_the_steps_it_recorded(tmp_path: Path) -> None:
     run = small("cifar100/A_dual")
     eager, graphed = (trained(run, tmp_path / name, mode) for name, mode in {"eager": Execution(), "graph": GRAPH}.items())
     assert canonical_json(graphed) == canonical_json(eager)
+
+
+class Overflowing(Recorder):
+    """Lets the logits be infinite from the second epoch on, by a factor that lies where a captured graph reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.ones((), device=CUDA)
+
+    def epoch(self, entry: dict[str, Any], timing: dict[str, Any]) -> None:
+        super().epoch(entry, timing)
+        self.factor.fill_(float("inf"))
+
+
+def test_in_a_graph_too_nothing_after_a_bad_loss_touches_the_weights(tmp_path: Path) -> None:
+    run, observer = small("cifar100/baseline"), Overflowing()
+    dataset = data.load(run.experiment.dataset)
+    network = build_network(run, len(dataset.classes), None, CUDA)
+    network.register_forward_hook(lambda module, _, logits: logits * observer.factor if module.training else logits)
+    results, _ = train(
+        run,
+        splits=put_on_device(run, dataset, CUDA),
+        network=network,
+        checkpoint=CheckpointFolder(tmp_path),
+        observer=observer,
+        execution=GRAPH,
+    )
+    assert results["status"] == "diverged" and observer.epochs == [1]
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize("name", ["cifar100/A_dual", "cifar100/C_se", "cifar100/C_eca", "cifar100/C_cbam", "cifar100/C_spatial"])
@@ -219,16 +252,61 @@ def test_ceilings_memory_and_energy_are_plausible() -> None:
     assert joules is None or joules > 0
 
 
+def test_a_profile_finds_kernels_and_launches(tmp_path: Path) -> None:
+    """Of the step launched kernel by kernel, and of the graph, which is one launch of as many kernels."""
+    entry = profile_network(find("cifar100/baseline"), CUDA, Choices(compile="off"), tmp_path)
+    assert 0 < entry["launches"] < 20 < entry["without_graph"]["launches"]
+    assert entry["kernels"] > 100 and entry["shares"]["matrix product"] > 0.05
+    assert sum(entry["shares"].values()) == pytest.approx(1, abs=1e-3)
+    assert len(list(tmp_path.glob("*.pt.trace.json.gz"))) == 2
+
+
+def test_speeds_are_measured(tmp_path: Path) -> None:
+    bench = Bench(CUDA, Choices(compile="off"), window_seconds=0.05, windows=3, search=False, say=lambda line: None)
+    report = bench.report(find("cifar100/baseline"), {name: find(name) for name in ("cifar100/baseline", "cifar100/C_se")})
+    path = tmp_path / "gpu.json"
+    path.write_text(canonical_json(report))
+    assert read_report(path)["families"].keys() == {"cifar100/baseline", "cifar100/C_se"}
+    for row in report["families"].values():
+        assert row["windows"] == 3 and row["peak_memory_bytes"] > 10**8
+        assert row["seconds_per_epoch"] > row["roofline_seconds_per_epoch"] > 0
+
+
+def test_two_processes_share_the_gpu(tmp_path: Path) -> None:
+    environ = os.environ | {"PROFILE": "smoke", "RESULTS": str(tmp_path), "JOBS": "2", "DEVICE": "cuda", "SEEDS": "0 1"}
+    environ |= {"ONLY": "cifar100/baseline"}
+    subprocess.run([sys.executable, "-m", "bench", "grid"], check=True, capture_output=True, env=environ)
+    records = [json.loads(path.read_bytes()) for path in (tmp_path / "records").rglob("*.json")]
+    assert [record["results"]["status"] for record in records] == ["done", "done"]
+    assert all(record["environment"]["cuda"] for record in records)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+def test_another_than_the_first_gpu_gives_the_same(tmp_path: Path) -> None:
+    hashes = []
+    for index in (0, 1):
+        environ = os.environ | {"PROFILE": "smoke", "RESULTS": str(tmp_path / str(index)), "DEVICE": f"cuda:{index}"}
+        environ |= {"DEPTHWISE": "reference"}
+        subprocess.run([sys.executable, "-m", "bench", "run", "cifar100/A_dual"], check=True, capture_output=True, env=environ)
+        (path,) = (tmp_path / str(index) / "records").rglob("*.json")
+        hashes.append(json.loads(path.read_bytes())["results"]["weights_sha256"])
+    assert hashes[0] == hashes[1]
+
+
 def test_attention_over_many_heads_is_deterministic() -> None:
     """Fused attention's backward pass on CUDA; deterministic mode must choose a repeatable one."""
     model = Model(attention=Attention("mhsa", heads=8), sites=("P2", "P3"), stem="cifar")
     gradients = []
     for _ in range(2):
         network = networks.build(model, classes=10, seed=0).to(CUDA, memory_format=torch.channels_last)
+        for gated in (module for module in network.modules() if isinstance(module, Gated)):
+            nn.init.constant_(gated.alpha, 0.5)  # a closed gate would let no gradient through
         torch.manual_seed(0)
         images = torch.randn(64, 3, 32, 32, device=CUDA)
         with Execution().precision(CUDA, "bf16"):
             logits = network(images)
         logits.float().square().sum().backward()
-        gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
-    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
+        gradients.append({name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None})
+    of_attention = [gradient for name, gradient in gradients[0].items() if name.endswith("qkv.weight")]
+    assert len(of_attention) == 2 and all(gradient.count_nonzero() > 0 for gradient in of_attention)
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())

@@ -23,7 +23,6 @@ from bench.catalog import find
 from bench.environment import ROOT
 from bench.experiment import Weights
 from bench.ledger import Ledger
-from bench.measure.throughput import SCHEMA
 from bench.report.figures import (
     accuracy_cost,
     architecture,
@@ -40,6 +39,7 @@ from bench.report.figures import (
 from bench.report.figures.events import write_events
 from bench.report.figures.scope import NothingToDraw, scopes, timed
 from bench.report.figures.write import KINDS, Outcome
+from bench.report.measurements import read_reports
 from models.convnext import WIDTHS
 from tests.figure_ledger import IMAGENET, STAND_IN, add, filled, only_scope, record_of, row_of, words_of
 
@@ -320,13 +320,13 @@ def test_epoch_time_takes_a_roofline(ledger: Ledger) -> None:
 @pytest.mark.usefixtures("styled")
 def test_the_roofline_comes_from_a_measurement_of_the_same_device(ledger: Ledger) -> None:
     scope, folder = only_scope(ledger), ledger.results / "throughput"
-    row = {"experiment": "cifar100/A_dual", "roofline_seconds_per_epoch": 3.5}
+    (_, measured), *_ = read_reports(COMMITTED / "throughput")
+    row = next(iter(measured["families"].values())) | {"experiment": "cifar100/A_dual"}
     folder.mkdir()
-    for device in ("Processor", "another"):
-        report = {"schema": SCHEMA, "loops": {}, "families": {"x": row}}
-        report["environment"] = {"device": device, "threads": 2, "cuda": None}
-        (folder / f"{device}.json").write_text(json.dumps(report))
-        row = row | {"roofline_seconds_per_epoch": 99.0}
+    for device, seconds in (("Processor", 3.5), ("another", 99.0)):
+        environment = {"device": device, "threads": 2, "cuda": None, "torch": "2.13.0"}
+        families = {"x": row | {"roofline_seconds_per_epoch": seconds}}
+        (folder / f"{device}.json").write_text(json.dumps(measured | {"environment": environment, "families": families}))
     assert epoch_time.roofline(scope, folder) == {"ConvNeXt-Tiny, default stem + MHSA at P2 and P3, 4 heads": 3.5}
     assert epoch_time.roofline(scope, ledger.results / "none") == {}
     (axes,) = KINDS["epoch_time"].draw(scope, ledger.results).axes

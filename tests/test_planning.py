@@ -13,7 +13,7 @@ from bench.environment import ROOT
 from bench.errors import UserError
 from bench.ledger import Ledger
 from bench.planning import Pace, gpus_that_help, makespan, pace_of, pace_of_epoch, planned, simulate, task_seconds
-from bench.report.throughput import read_report
+from bench.report.measurements import read_report
 from tests.records import run_of
 from tests.test_grid import chosen
 

@@ -3,7 +3,10 @@
 import copy
 import ctypes
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +17,19 @@ import torch
 from torch import nn
 
 import data
-from bench import cli, throughput
+from bench import cli, environment, throughput
 from bench.catalog import EXPERIMENTS, find
 from bench.engine.device_data import DeviceSplit
 from bench.engine.execution import Choices, Execution
 from bench.environment import device_slug
 from bench.errors import UserError
+from bench.experiment import Experiment
 from bench.measure import energy, loops, roofline, timing
 from bench.measure import throughput as measuring
 from bench.measure.timing import Spread, interleaved, peak_memory, ratio
-from bench.report.throughput import compared, read_report, throughput_section
+from bench.report.measurements import read_report
+from bench.report.throughput import compared, throughput_section
+from models.attention import SelfAttention
 from tests.conftest import CPU, small_network
 
 # ---- timing ------------------------------------------------------------------------------------------------------------
@@ -42,23 +48,24 @@ def test_contenders_take_turns_in_windows_of_the_same_length(monkeypatch: pytest
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock["now"])
     speeds = interleaved(
-        {"fast": contender("fast", 0.1), "slow": contender("slow", 4.0)}, images=8, device=CPU, window_seconds=1, windows=2
+        {"fast": contender("fast", 0.1), "slow": contender("slow", 4.0)},
+        images={"fast": 8, "slow": 6},
+        device=CPU,
+        window_seconds=1,
+        windows=2,
     )
     assert log == [("fast", 1), ("slow", 1), ("fast", 10), ("slow", 1), ("fast", 10), ("slow", 1)]
-    assert speeds == {"fast": pytest.approx([80, 80]), "slow": [2, 2]}
-    assert ratio(speeds, "fast", "slow").median == pytest.approx(40)
+    assert speeds == {"fast": pytest.approx([80, 80]), "slow": [1.5, 1.5]}
+    assert ratio(speeds, "fast", "slow").median == pytest.approx(80 / 1.5)
 
 
-@pytest.mark.parametrize(("first", "enough"), [(1.9, 5), (4, 3), (12, 2)])
-def test_a_lone_contenders_first_step_is_a_window_where_a_step_fills_one(
-    first: float, enough: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of what takes 4 seconds a step three windows are enough, of what takes 12 two."""
+@pytest.mark.parametrize(("slow", "turns"), [(1.9, 5), (4, 3), (15, 3)])
+def test_three_turns_are_enough_where_a_step_is_slow(slow: float, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: sum(first + 0.1 * call for call in range(len(calls))))
-    speeds = interleaved({"slow": calls.append}, images=8, device=CPU, window_seconds=1, windows=5)
-    assert calls == [1] * enough
-    assert speeds == {"slow": pytest.approx([8 / (first + 0.1 * call) for call in range(enough)])}
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: slow * len(calls))
+    speeds = interleaved({"slow": calls.append}, images={"slow": 8}, device=CPU, window_seconds=1, windows=5)
+    assert speeds == {"slow": pytest.approx([8 / slow] * turns)}
+    assert len(calls) == 1 + turns, "and a first step, which is no window"
 
 
 def test_turns_go_on_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +76,7 @@ def test_turns_go_on_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock["now"])
     both = {"one": contender, "other": contender}
-    speeds = interleaved(both, images=8, device=CPU, window_seconds=1, windows=2, least_seconds=7)
+    speeds = interleaved(both, images={"one": 8, "other": 8}, device=CPU, window_seconds=1, windows=2, least_seconds=7)
     assert list(map(len, speeds.values())) == [4, 4], "a turn of both takes two seconds"
 
 
@@ -82,7 +89,7 @@ def test_a_ratio_is_taken_turn_by_turn() -> None:
 def test_after_a_warm_up_as_much_memory_is_at_hand(machine: int, reserved: int, monkeypatch: pytest.MonkeyPatch) -> None:
     reserves: list[int] = []
     monkeypatch.setattr(timing, "peak_memory", lambda work, device: work())
-    monkeypatch.setattr(timing, "available_memory", lambda: machine)
+    monkeypatch.setattr("bench.limits.available_memory", lambda: machine)
     monkeypatch.setattr("bench.memory.reserve", reserves.append)
     assert timing.warmed_up(lambda: 10**9, CPU) == 10**9
     assert reserves == [reserved], "no more than a part of the machine's"
@@ -138,7 +145,11 @@ def test_vendors_peaks_by_name() -> None:
     assert roofline.vendor_peak("NVIDIA H200") == {"flops_per_second": 989.4e12, "bytes_per_second": 4800e9}
     nvl, sxm = roofline.vendor_peak("NVIDIA H100 NVL"), roofline.vendor_peak("NVIDIA H100 80GB HBM3")
     assert nvl and sxm and nvl["bytes_per_second"] == 3900e9 and sxm["bytes_per_second"] == 3350e9
-    assert roofline.vendor_peak("AMD EPYC 9B45") is None
+    small, large = roofline.vendor_peak("NVIDIA A100-PCIE-40GB"), roofline.vendor_peak("NVIDIA A100-SXM4-80GB")
+    assert small and large and small["bytes_per_second"] == 1555e9 and large["bytes_per_second"] == 2039e9
+    for unknown in ("AMD EPYC 9B45", "NVIDIA L40", "NVIDIA GH200 480GB", "NVIDIA GeForce RTX 3090 Ti"):
+        assert roofline.vendor_peak(unknown) is None
+    assert roofline.vendor_peak("NVIDIA GeForce RTX 3090") == {"flops_per_second": 71e12, "bytes_per_second": 936e9}
 
 
 def test_the_roofline_is_the_slower_of_arithmetic_and_traffic() -> None:
@@ -148,11 +159,22 @@ def test_the_roofline_is_the_slower_of_arithmetic_and_traffic() -> None:
     assert roofline.least_seconds(400, 3000, peak, "bf16") == 30
 
 
-def test_least_bytes_by_hand() -> None:
-    """A linear layer keeps its input for backward, and a GELU its own."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5), nn.GELU())
-    parameters = 48 * 5 + 5
-    assert roofline.least_bytes(network, 2, side=4) == 10 * 4 * parameters + 2 * 2 * (2 * 48 + 2 * 5)
+@pytest.mark.parametrize("size", [2, 4])
+def test_least_bytes_by_hand(size: int) -> None:
+    """A linear layer keeps its input for backward, and a GELU its own; what a linear layer keeps of its weight is counted there."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5), nn.GELU(), nn.Linear(5, 7), nn.Linear(7, 2))
+    parameters = (48 * 5 + 5) + (5 * 7 + 7) + (7 * 2 + 2)
+    activations = 2 * (48 + 5 + 5 + 7)
+    assert roofline.least_bytes(network, 2, side=4, activation_bytes=size) == 10 * 4 * parameters + 2 * size * activations
+
+
+def test_fused_attention_keeps_no_scores() -> None:
+    """Its tokens, then queries, keys and values, which share a tensor, and what is projected."""
+    network = nn.Sequential(nn.Flatten(2), SelfAttention(width=16, heads=2))
+    parameters = 4 * 16**2 + 4 * 16
+    images, tokens = 2, 3
+    numbers = images * tokens * (16 + 3 * 16 + 16)
+    assert roofline.least_bytes(network, images, side=4, activation_bytes=2) == 10 * 4 * parameters + 2 * 2 * numbers
 
 
 def test_measured_peaks_are_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,33 +207,73 @@ def test_the_conventional_loop_learns(flags: loops.Flags) -> None:
     assert loop.accuracy > 0.5 and loop.loss < 0.7 * first
 
 
-def test_every_loop_trains_the_same_network_from_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    networks = []
+class Watched:
+    """Networks that note which images they are given: image k is of the one colour 6k, and no crop moves the middle away."""
 
-    def build(model: Any, *, classes: int, seed: int, initial: Any = None) -> nn.Module:
-        networks.append(small_network(classes))
-        return networks[-1]
+    def __init__(self) -> None:
+        self.networks: list[nn.Module] = []
+        self.batches: list[list[int]] = []
+        self.images = np.arange(40, dtype=np.uint8)[:, None, None, None] * 6 * np.ones((1, 32, 32, 3), np.uint8)
+        self.labels = np.arange(40, dtype=np.uint8) % 10
 
-    monkeypatch.setattr(loops.networks, "build", build)
-    experiment = find("cifar100/baseline")
-    images, labels = loops.random_images(40, 10)
-    split = DeviceSplit(images, labels, padding=4, mean=loops.MEAN, std=loops.STD, device=CPU)
+    def build(self, model: Any = None, *, classes: int = 10, seed: int = 0, initial: Any = None) -> nn.Module:
+        network = small_network(classes)
+        network.register_forward_pre_hook(self._note)
+        self.networks.append(network)
+        return network
+
+    def _note(self, network: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        middle = given[0].detach().float()[:, 0, 16, 16] * loops.STD[0] + loops.MEAN[0]
+        self.batches.append((middle * 255 / 6).round().int().tolist())
+
+
+@pytest.mark.parametrize("name", ["ours", "eager", "conventional"])
+def test_every_loop_trains_on_every_image_once_an_epoch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched()
+    monkeypatch.setattr(loops.networks, "build", watched.build)
+    split = DeviceSplit(watched.images, watched.labels, padding=4, mean=loops.MEAN, std=loops.STD, device=CPU)
+    flags = loops.Flags(workers=0)
+    do = {
+        "ours": lambda: loops.ours(find("cifar100/baseline"), split, Execution(), batch_size=10, classes=10, device=CPU),
+        "eager": lambda: loops.eager_on_device(watched.build(), split, batch_size=10, device=CPU, flags=flags),
+        "conventional": lambda: loops.Conventional(
+            watched.build(), watched.images, watched.labels, batch_size=10, device=CPU, flags=flags
+        ),
+    }[name]()
+    before = {name: value.clone() for name, value in watched.networks[0].state_dict().items()}
+    do(3)
+    do(5)  # over the end of an epoch
+    first, second = (list(chain(*watched.batches[start : start + 4])) for start in (0, 4))
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert first != second or name == "eager", "another order; the eager loop repeats its one epoch"
+    assert any(not torch.equal(value, before[name]) for name, value in watched.networks[0].state_dict().items())
+
+
+def test_the_bare_step_trains_and_inference_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched()
+    monkeypatch.setattr(loops.networks, "build", watched.build)
     before = {name: value.clone() for name, value in small_network().state_dict().items()}
-    loops.ours(experiment, split, Execution(), batch_size=10, classes=10, device=CPU)(5)  # over the end of an epoch
-    loops.bare_step(experiment, Execution(), batch_size=10, classes=10, device=CPU)(2)
-    eager = small_network()
-    loops.eager_on_device(eager, split, batch_size=10, device=CPU, flags=loops.Flags())(5)
-    for network in (*networks, eager):
-        assert any(not torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    loops.inference(experiment, Execution(), batch_size=10, classes=10, device=CPU)(1)
-    assert all(torch.equal(value, before[name]) for name, value in networks[-1].state_dict().items())
+    loops.bare_step(find("cifar100/baseline"), Execution(), batch_size=10, classes=10, device=CPU)(2)
+    loops.inference(find("cifar100/baseline"), Execution(), batch_size=10, classes=10, device=CPU)(1)
+    trained, used = (network.state_dict() for network in watched.networks)
+    assert any(not torch.equal(value, before[name]) for name, value in trained.items())
+    assert all(torch.equal(value, before[name]) for name, value in used.items())
 
 
 def test_modes_of_the_process_are_put_back() -> None:
-    torch.use_deterministic_algorithms(True)
-    with loops.deterministic(False):
-        assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
-    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    """Outside of deterministic mode the library is as it comes: with TF32 in convolutions."""
+    comes = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.backends.cudnn.conv.fp32_precision)"],
+        check=True, capture_output=True, text=True,
+    ).stdout.strip()  # fmt: skip
+    environment.make_deterministic()
+    convolutions = torch.backends.cudnn.conv
+    for on, precision in ((False, comes), (True, "ieee")):
+        with loops.deterministic(on):
+            assert torch.are_deterministic_algorithms_enabled() == on and torch.backends.cudnn.benchmark != on
+            assert convolutions.fp32_precision == precision
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        assert convolutions.fp32_precision == "ieee"
 
 
 # ---- the whole measurement ---------------------------------------------------------------------------------------------
@@ -230,8 +292,64 @@ def report() -> dict[str, Any]:
         bench = measuring.Bench(
             CPU, Choices(depthwise="reference"), window_seconds=0, windows=3, search=True, say=lambda line: None
         )
-        found = bench.report(find("cifar100/baseline"), {"small": find("cifar100/baseline")})
+        rows = {"small": find("cifar100/baseline"), "again": find("cifar100/C_se")}
+        found = bench.report(find("cifar100/baseline"), rows)
     return json.loads(json.dumps(found))
+
+
+def test_networks_that_do_not_fit_together_are_measured_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third does not fit beside two others; a batch that does not fit at all ends the search."""
+    living: list[str] = []
+
+    class Steps:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            living.append(name)
+
+        def __call__(self, count: int) -> None:
+            log.append(self.name)
+
+        def __del__(self) -> None:
+            living.remove(self.name)
+
+    def ours(experiment: Experiment, split: Any, execution: Any, *, batch_size: int, **_: Any) -> Steps:
+        if len(living) == 2 or batch_size == 256:
+            raise RuntimeError("CUDA error: out of memory" if batch_size == 128 else "DefaultCPUAllocator: can't allocate memory")
+        return Steps(experiment.name)
+
+    log: list[str] = []
+    monkeypatch.setattr(measuring.loops, "ours", ours)
+    monkeypatch.setattr(measuring.loops, "inference", lambda *_, **__: lambda steps: None)
+    monkeypatch.setattr("bench.engine.network.build", lambda model, *, classes, seed, initial=None: small_network(classes))
+    choices = Choices(depthwise="reference")
+    bench = measuring.Bench(CPU, choices, window_seconds=0, windows=3, search=True, say=lambda line: None)
+    peak = {"fp32_flops_per_second": 1e11, "bf16_flops_per_second": 2e11, "bytes_per_second": 1e10}
+    rows = [f"cifar100/{row}" for row in ("baseline", "C_se", "C_eca")]
+    found = bench.networks({row: find(row) for row in rows}, peak)
+    assert list(found) == rows and [found[row]["windows"] for row in rows] == [3, 3, 3]
+    one, two, _ = rows
+    warm, first, turns = [one, two], [one, two], 3 * [one, two]
+    assert log[:10] == [*warm, *first, *turns]
+    assert all(found[row]["best_batch"]["tried"] == [64, 128] for row in rows)
+    monkeypatch.setattr(measuring.loops, "ours", lambda *_, **__: pytest.fail("not of memory"))
+    with pytest.raises(pytest.fail.Exception, match="not of memory"):
+        bench.networks({one: find(one)}, peak)
+
+
+def test_a_network_takes_the_memory_that_it_would_take_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = {"bytes": 1000}
+    monkeypatch.setattr(measuring, "memory_in_use", lambda device: used["bytes"])
+
+    def warmed_up(work: Callable[[], None], device: torch.device) -> int:
+        work()
+        used["bytes"] += 300
+        return used["bytes"] + 50
+
+    monkeypatch.setattr(measuring, "warmed_up", warmed_up)
+    monkeypatch.setattr(measuring.loops, "ours", lambda *_, **__: lambda steps: None)
+    bench = measuring.Bench(CPU, Choices(depthwise="reference"), window_seconds=0, windows=3, search=False, say=lambda line: None)
+    entrants = bench._entrants({row: find("cifar100/baseline") for row in "abc"}, 1000)
+    assert [entrant.peak_memory_bytes for entrant in entrants.values()] == [1350, 1350, 1350]
 
 
 def test_a_measurement_holds_what_the_tables_show(report: dict[str, Any]) -> None:
@@ -248,6 +366,7 @@ def test_a_measurement_holds_what_the_tables_show(report: dict[str, Any]) -> Non
     assert row["roofline_seconds_per_epoch"] > 0 and row["warm_up_seconds"] > 0
     assert row["joules_per_1000_images"] is None
     assert row["best_batch"]["tried"] == [64, 128] and row["best_batch"]["batch_size"] in (64, 128)
+    assert row["windows"] == 3 and row["least_bytes_per_second"] > 0
     assert report["settings"]["windows"] == 3 and report["environment"]["deterministic"]
 
 
@@ -287,7 +406,46 @@ def test_compare_tells_changes_from_noise(report: dict[str, Any]) -> None:
     assert len(lines) == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 0}', '{"schema": 1}'])
+def test_compare_tells_what_cannot_be_compared(report: dict[str, Any]) -> None:
+    other = copy.deepcopy(report)
+    del other["families"]["again"], other["loops"]["images_per_second"][measuring.EAGER]
+    other["families"]["small"] |= {"batch_size": 64, "inference_batch_size": 7}
+    other["loops"]["best_flags"]["workers"] = 9
+    ours, theirs = (file["loops"]["best_flags"]["workers"] for file in (report, other))
+    lines = compared(report, other).splitlines()
+    assert lines[:2] == [f"loop only in the first: {measuring.EAGER}", "network only in the first: again"]
+    assert lines[2].startswith("loops: best flags: ") and f"{ours} workers -> " in lines[2] and f"{theirs} workers" in lines[2]
+    assert lines[3:] == ["small: batch: 128 -> 64", "small: inference batch: 500 -> 7", "no speed changed beyond noise"]
+    assert "network only in the second: again" in compared(other, report)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("loops", {}), ("families", []), ("loops.images_per_second.ours", "fast"), ("loops.ratios", [1]), ("peak", None),
+        ("families.small.execution", None), ("families.small.training_images_per_second.median", 0),
+        ("families.small.best_batch", 3), ("environment.device", 7), ("seconds", 1e999),
+    ],
+)  # fmt: skip
+def test_a_field_that_is_not_as_it_should_be_is_named(
+    field: str, value: Any, report: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = copy.deepcopy(report)
+    *path, last = field.split(".")
+    place = damaged
+    for name in path:
+        place = place[name]
+    place[last] = value
+    (tmp_path / "throughput").mkdir()
+    file = tmp_path / "throughput" / "a.json"
+    file.write_text(json.dumps(damaged))
+    for command in (["compare", str(file), str(file)], ["report", "--results", str(tmp_path)]):
+        assert cli.main(command) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and f"a.json: expected a throughput measurement; {field}" in said
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 0}', '{"schema": 1}', pytest.param("[" * 100_000, id="deep")])
 def test_a_file_that_is_no_measurement_is_refused(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.json"
     path.write_text(content)
@@ -335,9 +493,35 @@ def test_the_command_measures_what_is_asked_for(
 
     monkeypatch.setattr(measuring.Bench, "report", measure)
     arguments = ["throughput", "--device", "cpu", "--results", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    (whole,) = (tmp_path / "throughput").iterdir()
+    assert read_report(whole) == report and f"wrote {whole}" in capsys.readouterr().out
     assert cli.main([*arguments, "--quick"]) == 0
     assert cli.main([*arguments, "--only", "cifar100/C_*"]) == 0
-    assert asked[0] == ("cifar100/baseline", list(throughput.QUICK), 3)
-    assert asked[1][1] == [name for name in throughput.NETWORKS if throughput.NETWORKS[name].startswith("cifar100/C_")]
-    (path,) = (tmp_path / "throughput").iterdir()
-    assert read_report(path) == report and f"wrote {path}" in capsys.readouterr().out
+    assert asked[0] == ("cifar100/baseline", list(throughput.NETWORKS), 5)
+    assert asked[1] == ("cifar100/baseline", list(throughput.QUICK), 3)
+    assert asked[2][1] == [name for name in throughput.NETWORKS if throughput.NETWORKS[name].startswith("cifar100/C_")]
+    part = whole.with_name(f"{whole.stem}-part.json")
+    assert sorted((tmp_path / "throughput").iterdir()) == sorted([whole, part]), "no part takes the place of the whole"
+    assert throughput_section(tmp_path / "throughput").count(", a part of the measurements\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measuring.Bench, "report", lambda *_: pytest.fail("measured"))
+    (tmp_path / "throughput").write_text("")
+    assert cli.main(["throughput", "--device", "cpu", "--results", str(tmp_path)]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "continues"), [(["throughput"], False), (["grid"], True)])
+def test_an_interrupted_command_says_whether_it_continues(
+    command: list[str], continues: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._COMMANDS, command[0], interrupted)
+    assert cli.main(command) == 130
+    assert ("checkpoint" in capsys.readouterr().err) == continues

@@ -42,14 +42,18 @@ def random_images(count: int, classes: int) -> tuple[NDArray[np.uint8], NDArray[
 
 @contextmanager
 def deterministic(on: bool) -> Iterator[None]:
-    """Deterministic algorithms, or (as torch does by itself) not, with cuDNN then free to search for its fastest."""
-    before = torch.are_deterministic_algorithms_enabled()
+    """Deterministic algorithms, or (as torch does by itself) not: with TF32 in convolutions, and cuDNN free to search."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = torch.are_deterministic_algorithms_enabled(), convolutions.fp32_precision
     torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.benchmark = not on
+    if not on:
+        convolutions.fp32_precision = "tf32"
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        convolutions.fp32_precision = before[1]
         torch.backends.cudnn.benchmark = False
 
 
@@ -158,9 +162,11 @@ def eager_on_device(
     draws = draw_epoch(len(split), seed=seed, epoch=1, padding=4, flip=True, blocks=0, device=device)
     located = split.located(draws)
     places = torch.arange(batch_size, device=device)
+    done = 0
 
     def do(steps: int) -> None:
-        for step in range(steps):
+        nonlocal done
+        for step in range(done, done + steps):
             images, labels = split.augmented(located[(places + step * batch_size) % len(split)])
             with torch.autocast(device.type, dtype=torch.bfloat16) if flags.bf16 else nullcontext():
                 logits = network(images.to(memory_format=layout))
@@ -169,6 +175,7 @@ def eager_on_device(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             loss.item()
+        done += steps
 
     return do
 

@@ -214,7 +214,7 @@ def _entries(summary: Path) -> dict[str, Entry]:
         if content["schema"] != SCHEMA:
             raise ValueError(f"schema {content['schema']!r}")
         return dict(content["networks"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{summary}: expected a summary of profiles, found {error!r}; delete the file") from error
 
 

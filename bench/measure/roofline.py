@@ -4,6 +4,7 @@ Williams et al., "Roofline: an insightful visual performance model for multicore
 """
 
 import copy
+import re
 from functools import partial
 from typing import Any
 
@@ -11,14 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from bench.measure.timing import seconds_of
+from models.attention import ScaledDotProduct
 
-# Dense bf16 peak in TFLOP/s and memory bandwidth in GB/s, from NVIDIA's data sheets; by a part of the device's name.
+# Dense bf16 peak in TFLOP/s and memory bandwidth in GB/s, from NVIDIA's data sheets; by words of the device's name.
 VENDOR_PEAKS = {
     "H200": (989.4, 4800),
+    "H200 NVL": (835.5, 4800),
     "H100 NVL": (835.5, 3900),
     "H100 PCIe": (756.5, 2000),
     "H100": (989.4, 3350),
-    "A100": (311.9, 2039),
+    "A100 PCIE 40GB": (311.9, 1555),
+    "A100 SXM4 40GB": (311.9, 1555),
+    "A100 80GB PCIe": (311.9, 1935),
+    "A100 SXM4 80GB": (311.9, 2039),
     "L40S": (362.1, 864),
     "L4": (121.0, 300),
     "RTX 4090": (165.2, 1008),
@@ -31,7 +37,8 @@ _ADAMW_PASSES = 10  # over the fp32 parameters: weights read forward and backwar
 def vendor_peak(device_name: str) -> dict[str, float] | None:
     """FLOP/s (dense bf16) and bytes per second that the vendor states, or None for a device not in the table."""
     for name, (teraflops, gigabytes) in VENDOR_PEAKS.items():
-        if name in device_name:
+        # what follows may tell of the memory, but an RTX 3090 Ti is no RTX 3090
+        if re.fullmatch(rf"(.* )?{name}( \d+GB)?( HBM\w*)?", device_name.replace("-", " ")):
             return {"flops_per_second": teraflops * 1e12, "bytes_per_second": gigabytes * 1e9}
     return None
 
@@ -67,26 +74,40 @@ def _copy(device: torch.device) -> float:
     return 2 * source.numel() * source.element_size() / seconds  # read and written
 
 
-def least_bytes(network: nn.Module, batch_size: int, *, side: int = 32) -> int:
+def least_bytes(network: nn.Module, batch_size: int, *, activation_bytes: int, side: int = 32) -> int:
     """A lower bound on the bytes that a training step moves: the parameters' passes, and what backward needs, written and read.
 
-    Counted on the meta device in fp32 with activations halved, as bf16 holds them. Caches can only save of what is not counted.
+    Counted on the meta device. Caches can only save of what is not counted.
+
+    Args:
+        activation_bytes: of one number that is kept for the backward pass: 2 in bf16, 4 in fp32.
     """
     network = copy.deepcopy(network).to("meta").train()
-    saved: dict[int, int] = {}
-    weights = {id(parameter) for parameter in network.parameters()}
-    kept: list[Tensor] = []  # so that no two tensors share an id
+    weights = {_memory(parameter) for parameter in network.parameters()}  # a linear layer keeps its weight's transpose, a view
+    for layer in network.modules():
+        if isinstance(layer, ScaledDotProduct):  # keeps its three inputs and no scores, as a fused operator does
+            layer.forward = lambda queries, keys, values: queries * keys + values**2  # type: ignore[method-assign]
+    kept: dict[int, set[Tensor]] = {}  # by the memory that they share: queries, keys and values lie in one tensor
 
     def note(tensor: Tensor) -> Any:
-        if id(tensor) not in weights and tensor.is_floating_point():
-            kept.append(tensor)
-            saved[id(tensor)] = tensor.numel() * 2
+        if tensor.is_floating_point() and _memory(tensor) not in weights:
+            kept.setdefault(_memory(tensor), set()).add(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         network(torch.zeros(batch_size, 3, side, side, device="meta"))
+    saved = sum(min(_numbers(tensors), next(iter(tensors)).untyped_storage().nbytes() // 4) for tensors in kept.values())
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return _ADAMW_PASSES * 4 * parameters + 2 * sum(saved.values())
+    return _ADAMW_PASSES * 4 * parameters + 2 * activation_bytes * saved
+
+
+def _memory(tensor: Tensor) -> int:
+    identity: int = tensor.untyped_storage()._cdata
+    return identity
+
+
+def _numbers(tensors: set[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def least_seconds(flops: float, bytes_moved: float, peak: dict[str, float], precision: str) -> float:

@@ -6,13 +6,13 @@ parameter. The result is one JSON value per device, for ``results/throughput/``.
 
 import gc
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from bench import environment
+from bench import environment, memory
 from bench.engine import network as networks
 from bench.engine.device_data import DeviceSplit
 from bench.engine.evaluate import BATCH as EVALUATION_BATCH
@@ -22,7 +22,7 @@ from bench.experiment import Experiment
 from bench.measure import loops, roofline
 from bench.measure.cost import multiply_adds, training_flops
 from bench.measure.energy import EnergyCounter
-from bench.measure.timing import Spread, interleaved, ratio, seconds_of, warmed_up
+from bench.measure.timing import Spread, interleaved, memory_in_use, ratio, seconds_of, synchronize, warmed_up
 
 SCHEMA = 1
 CLASSES = 100
@@ -58,7 +58,7 @@ LOOPS = (
     COMPILED,
 )
 PLAIN = (REFERENCE_DEPTHWISE, REFERENCE_PATCHES, LIBRARY_BF16, NOT_DETERMINISTIC)
-TOO_SLOW_TO_SEARCH = 3.0  # seconds of a step: other batch sizes would take a quarter of a minute for each network
+TOO_SLOW_TO_SEARCH = 3.0  # seconds of a step
 MOST_SLOWDOWN = 8.0  # times as slow: from there on a single step of the library's bf16 takes the better part of a minute
 RATIOS = (
     (OURS, BARE),
@@ -117,11 +117,7 @@ class Bench:
         environment.make_deterministic()
         self._say("peak of matrix products and copies")
         peak = roofline.measured_peak(self._device)
-        rows = {}
-        for name, experiment in families.items():
-            self._say(name)
-            rows[name] = self.family(experiment, peak)
-            gc.collect()
+        rows = self.networks(families, peak)
         compared = self.compare_loops(headline)
         return {
             "schema": SCHEMA,
@@ -149,7 +145,7 @@ class Bench:
             contenders[name](WARM_UP + 2 if self._device.type == "cuda" else 2)  # plans, allocations, workers, a graph
         speeds = interleaved(
             contenders,
-            images=batch_size,
+            images=dict.fromkeys(contenders, batch_size),
             device=self._device,
             window_seconds=self._window_seconds,
             windows=self._windows,
@@ -230,83 +226,134 @@ class Bench:
                 on=False,
             )
             loop(2)
-            return seconds_of(lambda: loop(3), self._device)
+            return seconds_of(lambda: loop(steps), self._device) / steps
 
         self._say("best flags of the conventional loop")
-        workers = (0, 2) if self._device.type == "cpu" else (4, 8)
-        candidates = [
-            loops.Flags(bf16=bf16, channels_last=True, fused=True, workers=count)
-            for bf16 in ((False, True) if units else (False,))
-            for count in workers
-        ]
-        return min(candidates, key=seconds)
+        on_cpu = self._device.type == "cpu"
+        few, many = (0, 2) if on_cpu else (4, 8)  # workers
+        steps = 3 if on_cpu else 3 * many  # on a GPU more than the workers hold ready: two batches each
+        best = loops.Flags(bf16=units, channels_last=True, fused=True, workers=few)
+        fastest = seconds(best)
+        changes: list[dict[str, Any]] = [{"workers": many}, {"channels_last": False}, {"fused": False}]
+        for change in [*changes, {"bf16": False}] if units else changes:
+            flags = replace(best, **change)
+            if (found := seconds(flags)) < fastest:
+                best, fastest = flags, found
+        return best
 
-    # ---- families ------------------------------------------------------------------------------------------------------
+    # ---- networks ------------------------------------------------------------------------------------------------------
 
-    def family(self, experiment: Experiment, peak: dict[str, float]) -> Report:
-        """Training and inference of one network, in our mode."""
-        batch_size, precision = experiment.recipe.batch_size, experiment.recipe.precision
+    def networks(self, experiments: dict[str, Experiment], peak: dict[str, float]) -> dict[str, Report]:
+        """Training and inference of each network in our mode, all in turns, or as many at a time as the device has memory for."""
+        rows: dict[str, Report] = {}
+        waiting = dict(experiments)
+        alone = memory_in_use(self._device)
+        while waiting:
+            entrants = self._entrants(waiting, alone)
+            self._say("training, in turns")
+            training = self._in_turns(entrants, {name: entrant.batch_size for name, entrant in entrants.items()})
+            for name, entrant in entrants.items():
+                rows[name] = self._row(experiments[name], entrant, training[name], peak)
+            made = {name: entrant.execution for name, entrant in entrants.items()}
+            del entrants  # their memory is needed now
+            gc.collect()
+            self._say("inference, in turns")
+            batch_size = EVALUATION_BATCH[self._device.type]
+            inference = {name: self._inference(experiments[name], execution) for name, execution in made.items()}
+            for name, speeds in self._in_turns(inference, dict.fromkeys(inference, batch_size)).items():
+                rows[name] |= {"inference_batch_size": batch_size, "inference_images_per_second": Spread.of(speeds).as_json()}
+            del inference
+            gc.collect()
+            for name, execution in made.items():
+                rows[name]["best_batch"] = self._best_batch(name, experiments[name], execution, rows[name])
+        return {name: rows[name] for name in experiments}
+
+    def _entrants(self, waiting: dict[str, Experiment], alone: int | None) -> dict[str, "_Entrant"]:
+        """Make networks ready to train, as many as there is memory for, and take them out of ``waiting``.
+
+        Raises:
+            RuntimeError: there is not enough for one.
+        """
+        entrants: dict[str, _Entrant] = {}
+        while waiting:
+            name, experiment = next(iter(waiting.items()))
+            self._say(name)
+            try:
+                entrants[name] = self._entrant(experiment, alone)
+            except Exception as error:
+                if not entrants or not memory.ran_out(error):
+                    raise
+                break
+            del waiting[name]
+        return entrants
+
+    def _entrant(self, experiment: Experiment, alone: int | None) -> "_Entrant":
+        """A network that has done its first steps; its memory is what this process would have without the other networks."""
+        device, batch_size = self._device, experiment.recipe.batch_size
         execution = self._choose(experiment)
+        before = memory_in_use(device)
+        step = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=CLASSES, device=device)
+        seconds = 0.0
+
+        def warm() -> None:
+            nonlocal seconds
+            seconds = seconds_of(lambda: step(_cold(execution)), device)
+
+        peak = warmed_up(warm, device)  # replaying a graph allocates nothing any more
+        if peak is not None and before is not None and alone is not None:
+            peak -= before - alone
+        return _Entrant(step, execution, batch_size, seconds, peak, self._energy, device)
+
+    def _row(self, experiment: Experiment, entrant: "_Entrant", speeds: list[float], peak: dict[str, float]) -> Report:
+        precision, batch_size = experiment.recipe.precision, entrant.batch_size
         network = networks.build(experiment.model, classes=CLASSES, seed=0)
-        flops = training_flops(network)
-        floor = roofline.least_seconds(flops * batch_size, roofline.least_bytes(network, batch_size), peak, precision)
-        training, rest = self._training(experiment, execution, batch_size)
+        flops, training = training_flops(network), Spread.of(speeds)
+        in_bf16 = precision == "bf16" and entrant.execution.bf16 == "units"
+        least_bytes = roofline.least_bytes(network, batch_size, activation_bytes=2 if in_bf16 else 4)
         return {
             "experiment": experiment.name,
             "batch_size": batch_size,
             "precision": precision,
-            "execution": execution.described(),
+            "execution": entrant.execution.described(),
+            "windows": len(speeds),
             "training_images_per_second": training.as_json(),
             "seconds_per_epoch": EPOCH / training.median,
-            "roofline_seconds_per_epoch": floor * EPOCH / batch_size,
+            "roofline_seconds_per_epoch": roofline.least_seconds(flops * batch_size, least_bytes, peak, precision)
+            * EPOCH
+            / batch_size,
             "training_flops_per_image": flops,
             "flops_per_second": flops * training.median,
-            "inference_images_per_second": self._inference(experiment, execution).as_json(),
-            "inference_batch_size": EVALUATION_BATCH[self._device.type],
+            "least_bytes_per_second": least_bytes * training.median / batch_size,
             "inference_flops_per_image": 2 * multiply_adds(network),
-            "best_batch": self._best_batch(experiment, execution, batch_size, training)
-            if self._search and batch_size / training.median < TOO_SLOW_TO_SEARCH
-            else None,
-            **rest,
+            "warm_up_seconds": entrant.warm_up_seconds,
+            "peak_memory_bytes": entrant.peak_memory_bytes,
+            "joules_per_1000_images": entrant.joules_per_1000_images,
         }
 
-    def _training(self, experiment: Experiment, execution: Execution, batch_size: int) -> tuple[Spread, Report]:
-        device, done = self._device, 0
-        step = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=CLASSES, device=device)
-        warm_up = 0.0
-
-        def warm() -> None:
-            nonlocal warm_up
-            warm_up = seconds_of(lambda: step(_cold(execution)), device)
-
-        memory = warmed_up(warm, device)  # replaying a graph allocates nothing any more
-
-        def counted(steps: int) -> None:
-            nonlocal done
-            step(steps)
-            done += steps
-
-        before = self._energy.joules()
-        speed = self._speed(counted, batch_size)
-        after = self._energy.joules()
-        joules = None if before is None or after is None else 1000 * (after - before) / (done * batch_size)
-        return speed, {"warm_up_seconds": warm_up, "peak_memory_bytes": memory, "joules_per_1000_images": joules}
-
-    def _inference(self, experiment: Experiment, execution: Execution) -> Spread:
+    def _inference(self, experiment: Experiment, execution: Execution) -> loops.Steps:
         batch_size = EVALUATION_BATCH[self._device.type]
         steps = loops.inference(experiment, execution, batch_size=batch_size, classes=CLASSES, device=self._device)
         steps(1)
-        return self._speed(steps, batch_size)
+        return steps
 
-    def _best_batch(self, experiment: Experiment, execution: Execution, own: int, training: Spread) -> Report:
-        """The batch size with the most images per second, of a few, not compiled; one too large for the memory ends the search."""
-        speeds = {} if execution.compiled else {own: training.median}
+    def _best_batch(self, name: str, experiment: Experiment, execution: Execution, row: Report) -> Report | None:
+        """The batch size with the most images per second, of a few, not compiled; one too large for the memory ends the search.
+
+        None where a step takes long: others would take a quarter of a minute for each network.
+        """
+        own, speed = row["batch_size"], row["training_images_per_second"]["median"]
+        if not self._search or own / speed >= TOO_SLOW_TO_SEARCH:
+            return None
+        self._say(f"{name}, other batch sizes")
+        speeds = {} if execution.compiled else {own: speed}
         execution = replace(execution, compiled=False)
         for batch_size in BATCH_SIZES[self._device.type]:
             if batch_size not in speeds:
                 try:
-                    speeds[batch_size] = self._once(experiment, execution, batch_size, training.median)
-                except torch.OutOfMemoryError:
+                    speeds[batch_size] = self._once(experiment, execution, batch_size, speed)
+                except Exception as error:
+                    if not memory.ran_out(error):
+                        raise
                     break
         best = max(speeds, key=speeds.__getitem__)
         return {"batch_size": best, "training_images_per_second": speeds[best], "tried": sorted(speeds)}
@@ -318,17 +365,45 @@ class Bench:
         count = max(1, round(self._window_seconds * expected / batch_size))
         return batch_size * count / seconds_of(lambda: step(count), self._device)
 
-    def _speed(self, contender: loops.Steps, images: int) -> Spread:
-        speeds = interleaved(
-            {"": contender}, images=images, device=self._device, window_seconds=self._window_seconds, windows=self._windows
+    def _in_turns(self, contenders: Mapping[str, loops.Steps], images: Mapping[str, int]) -> dict[str, list[float]]:
+        return interleaved(
+            contenders, images=images, device=self._device, window_seconds=self._window_seconds, windows=self._windows
         )
-        return Spread.of(speeds[""])
 
     def _choose(self, experiment: Experiment) -> Execution:
         network = networks.build(experiment.model, classes=CLASSES, seed=0)
         recipe = experiment.recipe
         steps = recipe.epochs * (EPOCH // recipe.batch_size)
         return choose(network, recipe.precision, self._device, self._choices, steps=steps)
+
+
+@dataclass
+class _Entrant:
+    """A network that trains in turns with others; it counts the images and the energy of its turns."""
+
+    step: loops.Steps
+    execution: Execution
+    batch_size: int
+    warm_up_seconds: float
+    peak_memory_bytes: int | None
+    energy: EnergyCounter
+    device: torch.device
+    images: int = 0
+    joules: float | None = 0.0
+
+    def __call__(self, steps: int) -> None:
+        """Do some steps."""
+        before = self.energy.joules()
+        self.step(steps)
+        synchronize(self.device)
+        after = self.energy.joules()
+        self.images += steps * self.batch_size
+        self.joules = None if self.joules is None or before is None or after is None else self.joules + after - before
+
+    @property
+    def joules_per_1000_images(self) -> float | None:
+        """None where the device does not tell."""
+        return None if self.joules is None else 1000 * self.joules / self.images
 
 
 def _cold(execution: Execution) -> int:

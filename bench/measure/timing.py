@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from bench import memory
-from bench.limits import available_memory
+from bench import limits, memory
 
 MOST_RESERVED = 0.25  # of the memory that this process may use
 WINDOWS = 5  # turns of each contender
-ENOUGH_OF_THE_SLOW = {2.0: 3, 10.0: 2}  # from so many seconds of a step so many turns are enough: they are long
+SLOW, ENOUGH_OF_THE_SLOW = 2.0, 3  # from so many seconds of a step so many turns are enough: they are long
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
 def interleaved(
     contenders: Mapping[str, Callable[[int], object]],
     *,
-    images: int,
+    images: Mapping[str, int],
     device: torch.device,
     window_seconds: float,
     windows: int = WINDOWS,
@@ -63,30 +62,28 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Images per second of each contender, one value for each window, windows of all contenders in turns.
 
-    A first step of each says how many fill a window. Where it is one, it was a lone contender's first window; of several, the one
-    that was made first has been idle for a while, and its memory may have to come back.
+    A first step of each says how many fill a window. It is no window: the one that was made first has been idle for a while, and
+    its memory may have to come back.
 
     Args:
         contenders: each takes a number of steps and does them; all are warm.
-        images: in one step, the same for all.
+        images: in a step of each.
         window_seconds: about how long a window lasts; at least one step.
-        windows: turns of each.
+        windows: turns of each; fewer where a step of one takes long.
         least_seconds: further turns until so much time has passed: what is fast has time for more, and a steadier median.
     """
     once = {name: seconds_of(partial(contender, 1), device) for name, contender in contenders.items()}
     steps = {name: max(1, round(window_seconds / seconds)) for name, seconds in once.items()}
-    windows = min([windows, *(enough for seconds, enough in ENOUGH_OF_THE_SLOW.items() if max(once.values()) > seconds)])
+    if max(once.values(), default=0.0) > SLOW:
+        windows = min(windows, ENOUGH_OF_THE_SLOW)
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
-    if list(steps.values()) == [1]:
-        speeds = {name: [images / seconds] for name, seconds in once.items()}
-        windows -= 1
     started = time.perf_counter()
     turns = 0
     while turns < windows or time.perf_counter() - started < least_seconds:
         turns += 1
         for name, contender in contenders.items():
             seconds = seconds_of(partial(contender, steps[name]), device)
-            speeds[name].append(images * steps[name] / seconds)
+            speeds[name].append(images[name] * steps[name] / seconds)
     return speeds
 
 
@@ -95,11 +92,20 @@ def ratio(speeds: Mapping[str, Sequence[float]], one: str, other: str) -> Spread
     return Spread.of([mine / theirs for mine, theirs in zip(speeds[one], speeds[other], strict=True)])
 
 
-def peak_memory(work: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes at the peak while ``work`` runs: those that torch has allocated on a GPU, the whole process's on a CPU.
+def memory_in_use(device: torch.device) -> int | None:
+    """Bytes that torch has allocated on a GPU, those of the whole process on a CPU, without what was freed.
 
-    What earlier work has freed does not count. None where the system does not tell (only Linux does on a CPU).
+    None where the system does not tell (only Linux does on a CPU).
     """
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    gc.collect()
+    memory.give_back()
+    return _bytes_of_process("VmRSS")
+
+
+def peak_memory(work: Callable[[], Any], device: torch.device) -> int | None:
+    """The most :func:`memory_in_use` while ``work`` runs. What earlier work has freed does not count."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         work()
@@ -113,8 +119,12 @@ def peak_memory(work: Callable[[], Any], device: torch.device) -> int | None:
         work()
         return None
     work()
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(peak.split()[1]) * 1024
+    return _bytes_of_process("VmHWM")
+
+
+def _bytes_of_process(name: str) -> int | None:
+    lines = [line.split() for line in limits.read("/proc/self/status").splitlines()]
+    return next((int(words[1]) * 1024 for words in lines if words[:1] == [f"{name}:"]), None)
 
 
 def warmed_up(work: Callable[[], Any], device: torch.device) -> int | None:
@@ -125,5 +135,5 @@ def warmed_up(work: Callable[[], Any], device: torch.device) -> int | None:
     """
     peak = peak_memory(work, device)
     if device.type == "cpu":
-        memory.reserve(min(peak or 0, int(MOST_RESERVED * available_memory())))
+        memory.reserve(min(peak or 0, int(MOST_RESERVED * limits.available_memory())))
     return peak

@@ -1,54 +1,30 @@
 """The throughput section of RESULTS.md, and what changed between two measurements."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.catalog import EXPERIMENTS, find
 from bench.environment import device_in_words
-from bench.errors import UserError
-from bench.measure.throughput import LOOPS, RATIOS, SCHEMA
+from bench.measure.throughput import LOOPS, RATIOS
 from bench.provenance import shown
+from bench.report.measurements import PARTIAL, Report, read_reports
 from bench.report.tables import attention_name, model_name, table
-
-Report = dict[str, Any]
 
 PAIRS = [f"{one} / {other}" for one, other in RATIOS]
 NOTE = """\
-Made by `make bench-throughput`, on images of noise: no speed depends on what is seen. Medians of windows that took turns, lowest to
-highest in brackets. *Conventional* is the loop of torchvision's and timm's training scripts: DataLoader with workers, PIL
-transforms, loss and accuracy read at each step; its best flags are the fastest of precision, layout, fused optimizer and workers on
-this device. The *bare step* is forward, backward and update on one batch that never changes. All of ours is deterministic but where
-the row says otherwise. FLOPs are those of convolutions, linear layers and attention's products, forward and backward, by the
-reference's count. The *roofline* is the time that the device's measured peak in matrix products and in copies allows for that
-arithmetic and for the least traffic of parameters and activations. Where a step takes several seconds only the recipe's batch was
-measured, and *best batch* is empty.
+Made by `make bench-throughput`, on images of noise: no speed depends on what is seen. Medians of windows, lowest to highest in
+brackets; loops took turns, and so did networks where their number of windows is given (else one network came after another).
+*Conventional* is the loop of torchvision's and timm's training scripts: DataLoader, PIL transforms, loss and accuracy read at each
+step; its best flags are the fastest that were found among those of precision, layout, optimizer and workers. The *bare step* is
+forward, backward and update on one batch that never changes. All of ours is deterministic but where the row says otherwise. FLOPs
+are those of convolutions, linear layers and attention's products, forward and backward, by the reference's count. The *roofline* is
+the time that the device's measured peak in matrix products and in copies allows for that arithmetic and for the least traffic of
+parameters and activations, whose share of the bandwidth is that of copies. Training is in the mode of the row, inference neither
+compiled nor in a graph. The warm-up is what the first steps take, with the compiling of what no row above has compiled. The best
+batch is the fastest of a few, not compiled, in a window each; where a step takes several seconds it is empty, for only the recipe's
+batch was measured.
 """
-
-
-def read_reports(folder: Path) -> list[tuple[Path, Report]]:
-    """All measurements under ``folder``, by file name.
-
-    Raises:
-        UserError: a file is no measurement.
-    """
-    return [(path, read_report(path)) for path in sorted(folder.glob("*.json"))]
-
-
-def read_report(path: Path) -> Report:
-    """Read one measurement.
-
-    Raises:
-        UserError: it is missing, no JSON or has another schema.
-    """
-    try:
-        report = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: expected a throughput measurement in JSON, found {error}") from error
-    if not isinstance(report, dict) or report.get("schema") != SCHEMA or not {"loops", "families"} <= set(report):
-        raise UserError(f"{path}: expected a throughput measurement of schema {SCHEMA}; make one with `make bench-throughput`")
-    return report
 
 
 def throughput_section(folder: Path) -> str:
@@ -56,13 +32,14 @@ def throughput_section(folder: Path) -> str:
     reports = read_reports(folder)
     if not reports:
         return ""
-    return "\n".join([f"## Throughput\n\n{NOTE}", *(_device_section(report) for _, report in reports)])
+    return "\n".join([f"## Throughput\n\n{NOTE}", *(_device_section(path, report) for path, report in reports)])
 
 
-def _device_section(report: Report) -> str:
+def _device_section(path: Path, report: Report) -> str:
     loops = report["loops"]
+    part = ", a part of the measurements" if path.stem.endswith(PARTIAL) else ""
     lines = [
-        f"### {device_in_words(report['environment'])}\n",
+        f"### {device_in_words(report['environment'])}{part}\n",
         f"{_peaks(report)} {_origin(report)}\n",
         f"Loops on `{loops['experiment']}`, batch {loops['batch_size']}; ours in {_mode(loops)}. "
         f"The conventional loop's best flags are {_flags(loops['best_flags'])}.\n",
@@ -104,6 +81,7 @@ def _place(row: Report) -> int:
 
 def _family_line(row: Report, report: Report) -> dict[str, Any]:
     measured = max(report["peak"]["fp32_flops_per_second"], report["peak"]["bf16_flops_per_second"])
+    bandwidth, traffic = report["peak"]["bytes_per_second"], row.get("least_bytes_per_second")
     vendor = report["vendor_peak"]
     best, memory, joules = row["best_batch"], row["peak_memory_bytes"], row["joules_per_1000_images"]
     experiment = find(row["experiment"])
@@ -117,7 +95,11 @@ def _family_line(row: Report, report: Report) -> dict[str, Any]:
         "TFLOP/s": f"{row['flops_per_second'] / 1e12:.3g}",
         "of measured peak": f"{row['flops_per_second'] / measured:.0%}",
         "of vendor's peak": f"{row['flops_per_second'] / vendor['flops_per_second']:.0%}" if vendor else "",
+        "of measured bandwidth": f"{traffic / bandwidth:.0%}" if traffic else "",
+        "of vendor's bandwidth": f"{traffic / vendor['bytes_per_second']:.0%}" if traffic and vendor else "",
+        "windows": row.get("windows", ""),
         "inference images/s": _spread(row["inference_images_per_second"]),
+        "its batch": row["inference_batch_size"],
         "peak memory (GB)": f"{memory / 1e9:.2f}" if memory else "",
         "J per 1,000 images": f"{joules:.1f}" if joules else "",
         "warm-up (s)": f"{row['warm_up_seconds']:.1f}",
@@ -161,18 +143,28 @@ def _number(value: float, digits: int | None) -> str:
 
 
 def compared(before: Report, after: Report) -> str:
-    """What changed beyond noise: a speed whose windows do not overlap between the two measurements."""
-    lines = list(_settings(before, after))
-    shared = [(name, old, new) for name, old, new in _speeds(before, after) if _apart(old, new)]
-    for name, old, new in shared:
+    """What changed beyond noise, a speed whose windows do not overlap, and what could explain it or cannot be compared."""
+    lines = [*_only_in_one(before, after), *_settings(before, after)]
+    changed = [(name, old, new) for name, old, new in _speeds(before, after) if _apart(old, new)]
+    for name, old, new in changed:
         lines.append(f"{name}: {_spread(old)} -> {_spread(new)} images/s, {new['median'] / old['median']:.2f} times as fast")
-    if not shared:
+    if not changed:
         lines.append("no speed changed beyond noise")
     return "\n".join(lines)
 
 
 def _apart(old: dict[str, float], new: dict[str, float]) -> bool:
     return new["low"] > old["high"] or new["high"] < old["low"]
+
+
+def _only_in_one(before: Report, after: Report) -> Iterator[str]:
+    """Loops and networks that one of two measurements has not."""
+    for kind, (old, new) in {
+        "loop": (before["loops"]["images_per_second"], after["loops"]["images_per_second"]),
+        "network": (before["families"], after["families"]),
+    }.items():
+        yield from (f"{kind} only in the first: {name}" for name in old if name not in new)
+        yield from (f"{kind} only in the second: {name}" for name in new if name not in old)
 
 
 def _speeds(before: Report, after: Report) -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
@@ -186,12 +178,22 @@ def _speeds(before: Report, after: Report) -> Iterator[tuple[str, dict[str, floa
 
 
 def _settings(before: Report, after: Report) -> Iterator[str]:
-    """Differences of the machine and the mode, which explain differences of speed."""
+    """Differences of the machine, the mode and what was measured, which explain differences of speed."""
     for name in sorted(before["environment"].keys() | after["environment"].keys()):
         old, new = before["environment"].get(name), after["environment"].get(name)
         if old != new:
             yield f"environment: {name}: {old} -> {new}"
-    for family in before["families"].keys() & after["families"].keys():
-        old, new = (_mode(report["families"][family]) for report in (before, after))
-        if old != new:
-            yield f"{family}: mode: {old} -> {new}"
+    pairs = {"loops": (before["loops"], after["loops"])}
+    pairs |= {name: (row, after["families"][name]) for name, row in before["families"].items() if name in after["families"]}
+    for name, (one, other) in pairs.items():
+        for setting, old, new in zip(_SETTINGS, _settings_of(one), _settings_of(other), strict=True):
+            if old != new:
+                yield f"{name}: {setting}: {old} -> {new}"
+
+
+_SETTINGS = ("experiment", "mode", "batch", "inference batch", "best flags")
+
+
+def _settings_of(row: Report) -> tuple[Any, ...]:
+    flags = _flags(row["best_flags"]) if "best_flags" in row else None
+    return row["experiment"], _mode(row), row["batch_size"], row.get("inference_batch_size"), flags

@@ -64,7 +64,7 @@ def _device_section(path: Path, folder: Path) -> str:
             table([_line(entry) for entry in entries]) + "\n",
         ]
         return "\n".join([*text, *(f"{paragraph(entry)}\n" for entry in entries)])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         raise UserError(
             f"{path}: expected a summary of profiles of schema {SCHEMA}, found {error!r}; delete it and run `make profile`"
         ) from error

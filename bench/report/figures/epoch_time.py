@@ -13,8 +13,8 @@ from bench.experiment import Experiment
 from bench.ledger import Record
 from bench.report.figures.scope import NothingToDraw, Scope, network_name, note_of, timed, usual_device
 from bench.report.figures.style import BLUE, FAINT, INK, SMALL, head, log_axis, new_figure
+from bench.report.measurements import read_reports
 from bench.report.rows import Row
-from bench.report.throughput import read_reports
 from data.sources import SOURCES
 
 TITLE = "CIFAR-100: time of an epoch"

@@ -1,0 +1,102 @@
+"""The files that ``make bench-throughput`` writes, read and checked before anything is printed from them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UserError
+from bench.measure.throughput import SCHEMA
+from bench.schema import COUNT, FLAG, LIST, OBJECT, POSITIVE, TEXT, Field, Kind, departures
+
+Report = dict[str, Any]
+
+PARTIAL = "-part"  # ends the name of a file with some of the measurements
+BF16 = Kind("units or fp32", lambda value: value in ("units", "fp32"))
+
+
+def _spread(path: str) -> list[Field]:
+    return [Field(path, OBJECT), *(Field(f"{path}.{name}", POSITIVE) for name in ("median", "low", "high"))]
+
+
+def _execution(path: str) -> list[Field]:
+    flags = [Field(f"{path}.{name}", FLAG) for name in ("compiled", "cuda_graph")]
+    return [Field(path, OBJECT), Field(f"{path}.bf16", BF16), Field(f"{path}.depthwise", TEXT), *flags]
+
+
+FIELDS = (
+    Field("code", OBJECT),
+    Field("code.commit", TEXT.or_null()),
+    Field("code.dirty", FLAG.or_null()),
+    Field("code.sources_sha256", TEXT),
+    Field("environment", OBJECT),
+    Field("environment.device", TEXT),
+    Field("environment.threads", COUNT),
+    Field("environment.cuda", TEXT.or_null()),
+    Field("environment.torch", TEXT),
+    Field("seconds", POSITIVE),
+    Field("peak", OBJECT),
+    *(Field(f"peak.{name}", POSITIVE) for name in ("fp32_flops_per_second", "bf16_flops_per_second", "bytes_per_second")),
+    Field("vendor_peak", OBJECT.or_null()),
+    *(Field(f"vendor_peak.{name}", POSITIVE) for name in ("flops_per_second", "bytes_per_second")),
+    Field("loops", OBJECT),
+    Field("loops.experiment", TEXT),
+    Field("loops.batch_size", COUNT),
+    Field("loops.precision", TEXT),
+    *_execution("loops.execution"),
+    Field("loops.best_flags", OBJECT),
+    *(Field(f"loops.best_flags.{name}", FLAG) for name in ("bf16", "channels_last", "fused")),
+    Field("loops.best_flags.workers", COUNT),
+    Field("loops.images_per_second", OBJECT),
+    *_spread("loops.images_per_second.*"),
+    Field("loops.ratios", OBJECT),
+    *_spread("loops.ratios.*"),
+    Field("families", OBJECT),
+    Field("families.*", OBJECT),
+    Field("families.*.experiment", TEXT),
+    Field("families.*.batch_size", COUNT),
+    Field("families.*.precision", TEXT),
+    *_execution("families.*.execution"),
+    *_spread("families.*.training_images_per_second"),
+    *_spread("families.*.inference_images_per_second"),
+    *(
+        Field(f"families.*.{name}", POSITIVE)
+        for name in ("seconds_per_epoch", "roofline_seconds_per_epoch", "flops_per_second", "warm_up_seconds")
+    ),
+    Field("families.*.inference_batch_size", COUNT),
+    Field("families.*.peak_memory_bytes", COUNT.or_null()),
+    Field("families.*.joules_per_1000_images", POSITIVE.or_null()),
+    Field("families.*.best_batch", OBJECT.or_null()),
+    Field("families.*.best_batch.batch_size", COUNT),
+    Field("families.*.best_batch.training_images_per_second", POSITIVE),
+    Field("families.*.best_batch.tried", LIST),
+)
+IN_NEWER_FILES = (
+    Field("families.*.windows", COUNT),
+    Field("families.*.least_bytes_per_second", POSITIVE),
+)
+
+
+def read_reports(folder: Path) -> list[tuple[Path, Report]]:
+    """All measurements under ``folder``, by file name.
+
+    Raises:
+        UserError: a file is no measurement.
+    """
+    return [(path, read_report(path)) for path in sorted(folder.glob("*.json"))]
+
+
+def read_report(path: Path) -> Report:
+    """Read one measurement.
+
+    Raises:
+        UserError: it is missing, no JSON, has another schema, or a field is absent or of another kind.
+    """
+    try:
+        report = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: expected a throughput measurement in JSON, found {error}") from error
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise UserError(f"{path}: expected a throughput measurement of schema {SCHEMA}; make one with `make bench-throughput`")
+    for fault in departures(report, [*((field, False) for field in FIELDS), *((field, True) for field in IN_NEWER_FILES)]):
+        raise UserError(f"{path}: expected a throughput measurement; {fault}; make it again with `make bench-throughput`")
+    return report
