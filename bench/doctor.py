@@ -57,7 +57,7 @@ def examine(device: str, datasets: Path, results: Path, weights: Path | None = N
     checks = [check_python(), *check_packages()]
     torch_works = all(check.ok for check in checks if check.name == "torch")
     if torch_works:
-        checks += [check_driver(device), check_device(device), check_threads()]
+        checks += [check_driver(device), check_device(device, results), check_threads()]
     checks += [check_memory(), check_folder("results", results, "RESULTS", LEAST_DISK_FOR_RESULTS)]
     return checks + (check_datasets(datasets, weights) if torch_works else [])
 
@@ -138,37 +138,46 @@ def check_driver(device: str) -> Check:
     return Check("driver", False, found, advice)
 
 
-def check_device(device: str) -> Check:
-    """The device that ``device`` stands for, and why ``auto`` took it."""
+def check_device(device: str, results: Path) -> Check:
+    """The device that ``device`` stands for, why ``auto`` took it, and how many processes a GPU is worth where that is measured."""
     import torch
 
     from bench import environment
 
     if device.startswith("cuda"):
         try:
-            return Check("device", True, describe_gpu(environment.choose_device(device)))
+            return Check("device", True, describe_gpu(environment.choose_device(device), results))
         except UserError as error:
             seen = torch.cuda.is_available()
             return Check("device", False, f"DEVICE={device} is not there", str(error) if seen else why_no_gpu())
     chosen = environment.choose_device(device)
     chose = "auto chose " if device == "auto" else ""
     if chosen.type == "cuda":
-        return Check("device", True, chose + describe_gpu(chosen))
+        return Check("device", True, chose + describe_gpu(chosen, results))
     found = f"{chose}cpu: {environment.device_name(chosen)}, {bf16_on_cpu()}"
     gpu_is_hidden = device == "auto" and environment.cuda_driver() is not None
     return Check("device", True, found, why_no_gpu() if gpu_is_hidden else "")
 
 
-def describe_gpu(device: "torch.device") -> str:
-    """Name, compute capability, memory, and that one process uses it well."""
+def describe_gpu(device: "torch.device", results: Path) -> str:
+    """Name, compute capability, memory, and how many processes it is worth."""
     import torch
 
     major, minor = torch.cuda.get_device_capability(device)
     free, total = torch.cuda.mem_get_info(device)
     name = torch.cuda.get_device_name(device)
-    # measured on an H100, processes that train ConvNeXt-Tiny on one GPU: 1, 2 and 4 of them do 230, 230 and 240 steps/s together
-    jobs = "best with JOBS=1 (more processes take turns)"
-    return f"{device}: {name}, compute capability {major}.{minor}, {_gib(free)} of {_gib(total)} free, {jobs}"
+    return f"{device}: {name}, compute capability {major}.{minor}, {_gib(free)} of {_gib(total)} free, {_jobs(device, results)}"
+
+
+def _jobs(device: "torch.device", results: Path) -> str:
+    """How many processes to start on it, from the measurement of the speed of some together."""
+    from bench import environment
+    from bench.measure.sharing import best_count
+    from bench.report.measurements import read_report
+
+    path = results / "throughput" / f"{environment.slug(environment.device_name(device))}.json"
+    speeds = read_report(path).get("sharing") if path.exists() else None
+    return f"best with JOBS={best_count(speeds)} for each GPU" if speeds else "JOBS not measured (`make bench-throughput` does)"
 
 
 def why_no_gpu() -> str:

@@ -28,7 +28,7 @@ from bench.engine.optimizer import adamw
 from bench.engine.step import TrainingStep
 from bench.engine.train import build_network, put_on_device, train
 from bench.experiment import Model, Recipe, Run, canonical_json
-from bench.measure import loops, roofline
+from bench.measure import loops, roofline, sharing
 from bench.measure.energy import EnergyCounter
 from bench.measure.profiling import profile_network
 from bench.measure.throughput import Bench
@@ -270,6 +270,12 @@ def test_speeds_are_measured(tmp_path: Path) -> None:
     for row in report["families"].values():
         assert row["windows"] == 3 and row["peak_memory_bytes"] > 10**8
         assert row["seconds_per_epoch"] > row["roofline_seconds_per_epoch"] > 0
+
+
+def test_processes_together_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "PROCESSES", (1, 2))
+    speeds = sharing.shared_speeds("cifar100/baseline", CUDA, tmp_path / "measured.json", seconds=1.0)
+    assert speeds.keys() == {"1", "2"} and all(speed > 1000 for speed in speeds.values())
 
 
 def test_two_processes_share_the_gpu(tmp_path: Path) -> None:

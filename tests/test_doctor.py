@@ -1,5 +1,6 @@
 """Every finding of `make doctor`, on machines that are made up."""
 
+import json
 import os
 import shutil
 import sys
@@ -82,10 +83,16 @@ def test_a_machine_on_which_all_is_well(machine: Machine) -> None:
 
 def test_a_gpu_is_described(machine: Machine) -> None:
     machine.driver, machine.gpus = "580.65.06", 2
-    description = "a GPU, compute capability 9.0, 60.0 GiB of 80.0 GiB free, best with JOBS=1 (more processes take turns)"
-    assert machine.examine("auto")["device"].found == f"auto chose cuda: {description}"
-    assert machine.examine("cuda:1")["device"].found == f"cuda:1: {description}"
+    description = "a GPU, compute capability 9.0, 60.0 GiB of 80.0 GiB free, "
+    not_measured = "JOBS not measured (`make bench-throughput` does)"
+    assert machine.examine("auto")["device"].found == f"auto chose cuda: {description}{not_measured}"
+    assert machine.examine("cuda:1")["device"].found == f"cuda:1: {description}{not_measured}"
     assert machine.examine("cpu")["device"].found.startswith("cpu: a processor")
+    measured = json.loads((environment.ROOT / "results" / "throughput" / "nvidia-h100-80gb-hbm3.json").read_bytes())
+    file = machine.folder / "results" / "throughput" / "a-processor.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(measured | {"sharing": {"1": 100.0, "2": 150.0, "4": 151.0}}))
+    assert machine.examine("cuda")["device"].found == f"cuda: {description}best with JOBS=2 for each GPU"
     assert problems(machine.examine("cuda")) == []
 
 

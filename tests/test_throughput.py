@@ -393,6 +393,13 @@ def test_the_vendors_peak_and_the_energy_are_shown_where_known(report: dict[str,
     assert "of vendor's peak" in text and " 25% " in text and " 41.2 " in text
 
 
+def test_processes_that_share_a_gpu_have_a_line(report: dict[str, Any], tmp_path: Path) -> None:
+    assert report["sharing"] is None, "a CPU's threads are shared out"
+    (tmp_path / "gpu.json").write_text(json.dumps(report | {"sharing": {"1": 44_000.4, "2": 45_000.0}}))
+    line = "each training `cifar100/baseline`, not compiled: 44,000 images/s with JOBS=1, 45,000 images/s with JOBS=2."
+    assert line in throughput_section(tmp_path)
+
+
 def test_compare_tells_changes_from_noise(report: dict[str, Any]) -> None:
     assert compared(report, report) == "no speed changed beyond noise"
     faster = copy.deepcopy(report)

@@ -22,6 +22,7 @@ from bench.experiment import Experiment
 from bench.measure import loops, roofline
 from bench.measure.cost import multiply_adds, training_flops
 from bench.measure.energy import EnergyCounter
+from bench.measure.sharing import shared_speeds
 from bench.measure.timing import Spread, interleaved, memory_in_use, ratio, seconds_of, synchronize, warmed_up
 
 SCHEMA = 1
@@ -60,6 +61,7 @@ LOOPS = (
 PLAIN = (REFERENCE_DEPTHWISE, REFERENCE_PATCHES, LIBRARY_BF16, NOT_DETERMINISTIC)
 TOO_SLOW_TO_SEARCH = 3.0  # seconds of a step
 MOST_SLOWDOWN = 8.0  # times as slow: from there on a single step of the library's bf16 takes the better part of a minute
+SHARED_SECONDS = 5.0  # that processes train together
 RATIOS = (
     (OURS, BARE),
     (OURS, CONVENTIONAL),
@@ -118,6 +120,7 @@ class Bench:
         self._say("peak of matrix products and copies")
         peak = roofline.measured_peak(self._device)
         rows = self.networks(families, peak)
+        sharing = self._sharing(headline)
         compared = self.compare_loops(headline)
         return {
             "schema": SCHEMA,
@@ -128,8 +131,17 @@ class Bench:
             "vendor_peak": roofline.vendor_peak(environment.device_name(self._device)),
             "loops": compared,
             "families": rows,
+            "sharing": sharing,
             "seconds": time.perf_counter() - started,
         }
+
+    def _sharing(self, experiment: Experiment) -> dict[str, float] | None:
+        """How fast several processes are together on one GPU."""
+        if self._device.type != "cuda" or not self._search:
+            return None
+        self._say("processes that share the GPU")
+        torch.cuda.empty_cache()  # the memory is theirs now
+        return shared_speeds(experiment.name, self._device, self._choices.kept, seconds=SHARED_SECONDS)
 
     # ---- loops ---------------------------------------------------------------------------------------------------------
 

@@ -71,6 +71,8 @@ FIELDS = (
     Field("families.*.best_batch.tried", LIST),
 )
 IN_NEWER_FILES = (
+    Field("sharing", OBJECT.or_null()),
+    Field("sharing.*", POSITIVE),
     Field("families.*.windows", COUNT),
     Field("families.*.least_bytes_per_second", POSITIVE),
 )

@@ -47,6 +47,9 @@ def _device_section(path: Path, report: Report) -> str:
         table([{"ratio": name, "times as fast": _spread(value, 2)} for name, value in _in_order(loops["ratios"], PAIRS)]) + "\n",
         table([_family_line(row, report) for row in sorted(report["families"].values(), key=_place)]) + "\n",
     ]
+    if sharing := report.get("sharing"):
+        speeds = ", ".join(f"{_number(speed, None)} images/s with JOBS={count}" for count, speed in sharing.items())
+        lines.append(f"Processes that share this GPU, each training `{loops['experiment']}`, not compiled: {speeds}.\n")
     return "\n".join(lines)
 
 

@@ -1,0 +1,100 @@
+"""How many processes a GPU is worth: their speed together, each training the same network on its own.
+
+This is also the program of one of them: it gets ready, says so, waits for a line, trains for a while and prints its speed.
+"""
+
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from bench import environment
+from bench.catalog import find
+from bench.engine import network as networks
+from bench.engine.device_data import DeviceSplit
+from bench.engine.execution import Choices, choose
+from bench.engine.graphs import WARM_UP
+from bench.measure import loops
+from bench.measure.timing import seconds_of, synchronize
+
+PROGRAM = (sys.executable, "-m", "bench.measure.sharing")
+PROCESSES = (1, 2, 4)
+CLASSES, IMAGES = 100, 6_400  # of noise
+AT_A_TIME = 8  # steps between two looks at the clock, which wait for the device
+ENOUGH = 0.98  # of the highest speed: more processes for the rest of it are not worth their memory
+
+
+def shared_speeds(experiment: str, device: torch.device, kept: Path | None, *, seconds: float) -> dict[str, float]:
+    """Images per second of all processes together, by their number; those for which there is no memory are left out.
+
+    Args:
+        experiment: its network is trained, with its batch size.
+        kept: the file of measured methods.
+        seconds: how long they train.
+    """
+    speeds = {}
+    for count in PROCESSES:
+        together = _together(count, [experiment, str(device), str(kept or ""), str(seconds)])
+        if together is None:
+            break
+        speeds[str(count)] = together
+    return speeds
+
+
+def best_count(speeds: dict[str, float]) -> int:
+    """The fewest processes that are about as fast together as any number measured."""
+    return min(int(count) for count, speed in speeds.items() if speed >= ENOUGH * max(speeds.values()))
+
+
+def _together(count: int, arguments: list[str]) -> float | None:
+    """All begin when the last is ready. None if one of them does not come to its end."""
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    with ExitStack() as stack:
+        processes = []
+        for _ in range(count):
+            process = stack.enter_context(
+                subprocess.Popen([*PROGRAM, *arguments], cwd=environment.ROOT, stdin=pipe, stdout=pipe, stderr=nowhere, text=True)
+            )
+            stack.callback(process.kill)  # one that is not needed any more: another has died
+            processes.append(process)
+        if any(_line(process) != "ready" for process in processes):
+            return None
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        speeds = [_line(process) for process in processes]
+        return sum(map(float, speeds)) if all(speeds) else None
+
+
+def _line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def _train(name: str, device: torch.device, kept: Path | None, seconds: float) -> None:
+    experiment = find(name)
+    batch_size = experiment.recipe.batch_size
+    images, labels = loops.random_images(IMAGES, CLASSES)
+    split = DeviceSplit(images, labels, padding=4, mean=loops.MEAN, std=loops.STD, device=device)
+    network = networks.build(experiment.model, classes=CLASSES, seed=0)
+    execution = choose(network, experiment.recipe.precision, device, Choices(compile="off", kept=kept), steps=1)
+    do = loops.ours(experiment, split, execution, batch_size=batch_size, classes=CLASSES, device=device)
+    do(WARM_UP + 1)
+    synchronize(device)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    started, steps = time.perf_counter(), 0
+    while (passed := time.perf_counter() - started) < seconds:
+        seconds_of(lambda: do(AT_A_TIME), device)
+        steps += AT_A_TIME
+    print(steps * batch_size / passed, flush=True)
+
+
+if __name__ == "__main__":
+    environment.make_deterministic()
+    _name, _device, _kept, _seconds = sys.argv[1:]
+    _train(_name, torch.device(_device), Path(_kept) if _kept else None, float(_seconds))
