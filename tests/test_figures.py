@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from bench.report.figures import (
     gates,
     labels,
     learning_curves,
+    loop_ratios,
     pictures,
     series,
     style,
@@ -150,7 +152,8 @@ def test_a_ledger_without_results_has_the_architecture_alone(tmp_path: Path, pro
         add(Ledger(tmp_path), record_of("cifar100/A_dual", profile=profile))
     outcome = write(tmp_path)
     assert [path.name for path in outcome.written] == ["architecture.svg", "architecture.png"]
-    assert len(outcome.left_out) == 1 and "no finished run of a profile other than smoke" in outcome.left_out[0]
+    assert outcome.left_out[0] == "loop_ratios: no whole measurement; `make bench-throughput` makes one"
+    assert len(outcome.left_out) == 2 and "no finished run of a profile other than smoke" in outcome.left_out[1]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["architecture.png", "architecture.svg"]
 
 
@@ -158,7 +161,7 @@ def test_what_a_figure_lacks_is_said(tmp_path: Path) -> None:
     add(Ledger(tmp_path), record_of("cifar100/baseline_F0", (40.0,)))
     outcome = write(tmp_path)
     assert len(outcome.written) == 2
-    assert outcome.left_out[:-1] == [
+    assert outcome.left_out[1:-1] == [
         "mini/stand-in/learning_curves: no run of E1 to E6 is done",
         "mini/stand-in/dual: no run of A_dual is done",
         "mini/stand-in/attention_maps: no attention maps of cifar100/stem_dual; they are made where a run's best.pt is",
@@ -331,6 +334,24 @@ def test_the_roofline_comes_from_a_measurement_of_the_same_device(ledger: Ledger
     assert epoch_time.roofline(scope, ledger.results / "none") == {}
     (axes,) = KINDS["epoch_time"].draw(scope, ledger.results).axes
     assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"] == [3.5]  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("styled")
+def test_our_loop_beside_others_is_drawn_for_every_device_that_was_measured_whole(tmp_path: Path) -> None:
+    h100 = COMMITTED / "throughput" / "nvidia-h100-80gb-hbm3.json"
+    with pytest.raises(NothingToDraw):
+        loop_ratios.draw(tmp_path)
+    shutil.copy(h100, tmp_path / "gpu-part.json")
+    with pytest.raises(NothingToDraw):
+        loop_ratios.draw(tmp_path)
+    shutil.copy(h100, tmp_path / "gpu.json")
+    (axes,) = loop_ratios.draw(tmp_path).axes
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows[0] == "NVIDIA H100 80GB HBM3, torch 2.11.0+cu130"
+    ratios = json.loads(h100.read_bytes())["loops"]["ratios"]
+    dots = {rows[round(line.get_ydata()[0])]: line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"}  # type: ignore[index]
+    assert dots == {words: ratios[name]["median"] for name, words in loop_ratios.SHOWN.items() if name in ratios}
+    assert len(dots) == 5
 
 
 # ---- labels -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """All figures of a ledger as SVG and PNG files.
 
     <results>/figures/architecture.svg, .png
+    <results>/figures/loop_ratios.svg, .png
     <results>/figures/<profile>/<backbone>/<figure>.svg, .png
 
 The same ledger gives the same bytes. Rows of different profiles, or fine-tuned from different backbones, never share a picture.
@@ -25,12 +26,13 @@ from bench.report.figures import (
     epoch_time,
     gates,
     learning_curves,
+    loop_ratios,
     style,
 )
 from bench.report.figures.scope import NothingToDraw, Scope, scopes
 from bench.report.rows import Found
 
-ARCHITECTURE = "architecture"
+ARCHITECTURE, LOOP_RATIOS = "architecture", "loop_ratios"  # those that are of no records
 
 
 class Kind(NamedTuple):
@@ -88,11 +90,18 @@ def write_figures(results: Path, *, datasets: Path, device: str, images: bool = 
     outcome = Outcome()
     with style.applied():
         outcome.written += style.save(architecture.draw(), results / "figures" / ARCHITECTURE, architecture.TITLE)
+        try:
+            ratios = loop_ratios.draw(results / "throughput")
+        except NothingToDraw as reason:
+            outcome.left_out.append(f"{LOOP_RATIOS}: {reason}")
+        else:
+            outcome.written += style.save(ratios, results / "figures" / LOOP_RATIOS, loop_ratios.TITLE)
+    of_no_records = len(outcome.written)
     for scope in scopes(found):
         outcome.written += attention_file.write_missing(scope, results=results, datasets=datasets, device=device, images=images)
         _write_scope(scope, results, outcome)
-    if len(outcome.written) == 2:
-        outcome.left_out.append(f"all but the architecture: {results} has no finished run of a profile other than smoke")
+    if len(outcome.written) == of_no_records:
+        outcome.left_out.append(f"all that show records: {results} has no finished run of a profile other than smoke")
     for picture in pictures(results):
         for path in {picture.svg, picture.png} - set(outcome.written):
             path.unlink(missing_ok=True)
@@ -136,7 +145,7 @@ class Picture(NamedTuple):
 
 
 def pictures(results: Path) -> list[Picture]:
-    """The figures that were written for a ledger: the architecture, then by profile, backbone and figure."""
+    """The figures that were written for a ledger: those of no records, then by profile, backbone and figure."""
     folder = results / "figures"
     return [
         Picture(name, title, caption, profile, backbone, path, path.with_suffix(".png"))
@@ -147,6 +156,7 @@ def pictures(results: Path) -> list[Picture]:
 
 def _possible(folder: Path) -> Iterator[tuple[str, str, str, str | None, str | None, Path]]:
     yield ARCHITECTURE, architecture.TITLE, architecture.CAPTION, None, None, folder / f"{ARCHITECTURE}.svg"
+    yield LOOP_RATIOS, loop_ratios.TITLE, loop_ratios.CAPTION, None, None, folder / f"{LOOP_RATIOS}.svg"
     for profile in PROFILES:
         for backbone in sorted(path.name for path in (folder / profile).glob("*") if path.is_dir()):
             for name, kind in KINDS.items():
