@@ -13,6 +13,7 @@ LONGEST_SHOWN = 120  # characters of a value in a message
 DEEPEST = 20  # levels of nesting; a record has eight
 LARGEST_COUNT = 2**63
 LARGEST_NUMBER = 1e100  # sums and squares of what is smaller stay finite
+SHORTEST, LONGEST = 1e-6, 1e9  # seconds of an epoch; ratios of what is between stay finite, with their intervals
 
 
 class Fault(NamedTuple):
@@ -65,7 +66,9 @@ COUNT = Kind("a whole number from 0", _is_count)
 SEED = Kind("a whole number from 0", lambda value: type(value) is int and value >= 0)
 NUMBER = Kind("a finite number", _is_number)
 POSITIVE = Kind("a number above 0", lambda value: _is_number(value) and value > 0)
-SECONDS = Kind("a positive number of seconds", POSITIVE.fits)
+SECONDS = Kind(
+    f"a positive number of seconds, {SHORTEST:g} to {LONGEST:g}", lambda value: _is_number(value) and SHORTEST <= value <= LONGEST
+)
 PERCENT = Kind("a number from 0 to 100", lambda value: _is_number(value) and 0 <= value <= 100)
 SHA256 = Kind("a SHA-256", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)
 MAP = Kind("height and width", lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)))
@@ -131,11 +134,11 @@ FIELDS = (
     Field("results.epochs.*.validation", OBJECT.or_null(), reported=False),
     Field("results.epochs.*.validation.loss", NUMBER, reported=False),
     Field("results.epochs.*.validation.correct", COUNT, reported=False),
-    Field("results.epochs.*.validation.images", COUNT, reported=False),
+    Field("results.epochs.*.validation.images", COUNT),
     Field("results.epochs.*.test", OBJECT, reported=False),
     Field("results.epochs.*.test.loss", NUMBER, reported=False),
-    Field("results.epochs.*.test.correct", COUNT, reported=False),
-    Field("results.epochs.*.test.images", COUNT, reported=False),
+    Field("results.epochs.*.test.correct", COUNT),
+    Field("results.epochs.*.test.images", COUNT),
     Field("timings", OBJECT),
     Field("timings.started", TEXT, reported=False),
     Field("timings.finished", TEXT, reported=False),
@@ -145,11 +148,14 @@ FIELDS = (
     Field("timings.epochs.*.train_seconds", SECONDS),
     Field("timings.epochs.*.evaluation_seconds", SECONDS),
 )
-WHEN_PRESENT = (  # options that are left out where they are not used
+WHEN_PRESENT = (  # what is left out where it is not used
     Field("configuration.experiment.train_images", COUNT),
     Field("configuration.experiment.test_images", COUNT),
     Field("configuration.experiment.recipe.patience", COUNT),
+    Field("cost.attention_parameters", COUNT),
+    Field("cost.attention_maps", OBJECT),
     Field("cost.attention_maps.*", MAP),
+    Field("results.epochs.*.gates", OBJECT),
     Field("results.epochs.*.gates.*", NUMBER),
 )
 WHEN_GATED = (  # of a network with attention

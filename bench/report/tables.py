@@ -26,8 +26,16 @@ def table(lines: Sequence[Line]) -> str:
     """Markdown; columns without any content are left out."""
     used = used_columns(lines)
     return tabulate(
-        [{column: line[column] for column in used} for line in lines], headers="keys", tablefmt="github", disable_numparse=True
+        [{column: _on_one_line(line[column]) for column in used} for line in lines],
+        headers="keys",
+        tablefmt="github",
+        disable_numparse=True,
     )
+
+
+def _on_one_line(cell: object) -> str:
+    """A cell that ends neither itself nor its row: a record may hold any text, as that of an error."""
+    return " ".join(str(cell).splitlines()).replace("|", "\\|")
 
 
 def used_columns(lines: Sequence[Line]) -> list[str]:

@@ -202,10 +202,12 @@ def _standing(judgement: Judgement, outcome: Outcome) -> str:
 
 # ---- cells ----------------------------------------------------------------------------------------------------------------
 
+FORMATS = {"points": "+.2f", "alpha": ".3f"}  # of a difference; times are logarithms
+
 
 def shown(value: float, unit: Unit) -> str:
     """A difference: ``+0.20`` points, ``0.052`` as a gate, ``1.98x`` as a ratio of times."""
-    return {"points": f"{value:+.2f}", "alpha": f"{value:.3f}", "times": f"{math.exp(value):.2f}x"}[unit]
+    return f"{math.exp(value):.2f}x" if unit == "times" else f"{value:{FORMATS[unit]}}"
 
 
 def size(least: float, most: float, unit: Unit) -> str:

@@ -10,10 +10,12 @@ from pathlib import Path
 from bench.environment import ROOT
 from bench.errors import UserError
 from bench.ledger import Ledger, write_atomically
+from bench.profiles import PROFILES
 from bench.report.export import as_csv, as_json, export_lines
 from bench.report.html import html_page
 from bench.report.results import headline_table, results_page
 from bench.report.rows import Found
+from bench.schema import shown
 
 BEGIN, END = "<!-- results: written by `make report` -->", "<!-- end of results -->"
 
@@ -22,7 +24,8 @@ def write_report(results: Path) -> list[Path]:
     """Write the report of the ledger under ``results`` and return the files written.
 
     Raises:
-        UserError: a record is unreadable, a file cannot be written, or the README has lost the marks around its table.
+        UserError: a record is unreadable or of an unknown profile, a file cannot be written, or the README has lost the marks
+            around its table.
     """
     pages = dict(report_pages(results, list(Ledger(results).records())))
     for path, text in pages.items():
@@ -34,8 +37,9 @@ def report_pages(results: Path, found: Sequence[Found]) -> Iterator[tuple[Path, 
     """Every file of the report with its text.
 
     Raises:
-        UserError: a measurement is unreadable, or the README has lost the marks around its table.
+        UserError: a measurement is unreadable, a record's profile is unknown, or the README has lost the marks around its table.
     """
+    _check_profiles(found)
     folder = ROOT if is_committed(results) else results
     yield folder / "RESULTS.md", results_page(found, folder, results)
     if folder == ROOT:
@@ -44,6 +48,14 @@ def report_pages(results: Path, found: Sequence[Found]) -> Iterator[tuple[Path, 
     yield results / "results.csv", as_csv(lines)
     yield results / "results.json", as_json(lines)
     yield results / "report.html", html_page(found, results)
+
+
+def _check_profiles(found: Sequence[Found]) -> None:
+    """A record of a profile that the suite does not have would stand in no table."""
+    for path, record in found:
+        if (profile := record["run"]["profile"]) not in PROFILES:
+            expected = f"expected one of {', '.join(PROFILES)}, found {shown(profile)}"
+            raise UserError(f"{path}: run.profile: {expected}; restore the file or move it out of the ledger")
 
 
 def is_committed(results: Path) -> bool:

@@ -14,6 +14,7 @@ _INLINE = re.compile(
     r"|\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])+)\]\((?P<address>(?:#|[\w.-]+/|\./)[^()\s]*)\)",
     re.DOTALL,
 )
+_BETWEEN_CELLS = re.compile(r"(?<!\\)\|")
 FILTERED = 6  # a table of fewer lines is seen at a glance
 
 
@@ -79,7 +80,7 @@ def _body(lines: Sequence[str], title: str) -> Iterator[str]:
     if not lines:
         return
     if lines[0].startswith("|"):
-        head, _, *rows = ([cell.strip() for cell in line.strip()[1:-1].split("|")] for line in lines)
+        head, _, *rows = ([cell.strip().replace("\\|", "|") for cell in _BETWEEN_CELLS.split(line.strip()[1:-1])] for line in lines)
         yield table([dict(zip(head, row + [""] * len(head), strict=False)) for row in rows], title)
     elif lines[0].startswith("    "):
         yield f"<pre><code>{escape(chr(10).join(line[4:] for line in lines), quote=False)}</code></pre>"
