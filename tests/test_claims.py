@@ -18,7 +18,7 @@ from bench.report.claims import CLAIMS, Judgement, judge, judge_all
 from bench.report.comparisons import MARGIN, OPEN_GATE, Outcome
 from bench.report.paired import LEVEL
 from bench.report.rows import Found, Row, rows_of
-from bench.report.verdicts import claims_section, comparison_lines, figures, why
+from bench.report.verdicts import METHOD, claims_section, comparison_lines, figures, why
 
 IMAGENET = Weights("convnext_tiny-983f1562.pth", "983f1562536e84ff750a1576fb08e54de751dbf2e17c0d8a4a13704341fdcd3d")
 STAND_IN = Weights("stand-in.safetensors", "5" * 64)
@@ -295,6 +295,16 @@ def test_a_small_gain_that_is_sure_contradicts_and_one_that_is_not_does_not() ->
     for gain, spread, verdict in ((0.2, 0.01, "contradicted"), (0.0, 0.05, "supported"), (MARGIN, 0.5, "not decidable")):
         truth = {"cifar100/scratch_convnext": 50.0, "cifar100/scratch_dual": 50.0 + gain}
         assert judged(ledger(truth, spread=spread), 8).verdict == verdict
+
+
+def test_a_small_gain_is_contradicted_by_the_test_against_none() -> None:
+    """The margin is tolerated while a gain is unsure; the p-value is that of no gain, and the page says both."""
+    judgement = judged(ledger({"cifar100/scratch_convnext": 50.0, "cifar100/scratch_dual": 50.2}, spread=0.01), 8)
+    (outcome,) = judgement.deciding
+    assert outcome.paired and outcome.paired.high and outcome.paired.high < MARGIN
+    assert judgement.p == outcome.paired.p_against(0.0) != outcome.paired.p_against(MARGIN)
+    assert why(judgement).startswith("claimed was no gain (up to 0.3 tolerated): p < 0.001")
+    assert "a gain\nthat is shown to be above 0 contradicts it, however small" in METHOD
 
 
 def row(name: str, accuracies: Iterable[float]) -> Row:

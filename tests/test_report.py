@@ -170,6 +170,30 @@ def test_opening_tells_the_clearest_verdicts(ledger: Ledger) -> None:
     assert "contradicted" in lines["Claim 11"], "all epochs took the same time"
 
 
+def test_verdicts_are_counted_for_each_set_of_weights(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every claim once for each: those about rows from random weights count beside either."""
+    for seed, (convnext, vit) in enumerate([(55.0, 49.0), (55.5, 49.4), (54.5, 48.6)]):
+        add(ledger, "cifar100/matched_convnext", convnext, seed=seed)
+        add(ledger, "cifar100/matched_vit", vit, seed=seed)
+    for name, digit, of_eight_heads in (("tied.pth", "1", 73.0), ("untied.pth", "2", 70.0)):
+        monkeypatch.setattr("tests.test_report.STAND_IN", Weights(name, digit * 64))
+        for heads, accuracy in ((1, 73.0), (2, 73.0), (4, 73.0), (8, of_eight_heads)):
+            for seed in range(3):
+                add(ledger, f"cifar100/B_heads{heads}", accuracy + (73.0 - accuracy) * seed / 1000, seed=seed)
+    lines = [line.removeprefix("- ") for line in page_of(ledger).splitlines() if "Verdicts**" in line or line.startswith("- Claim")]
+    start = "**Verdicts** on the study's 12 claims, profile `mini`, pretrained rows from"
+    assert [line.partition(" (")[0].rstrip(".") for line in lines[:3]] == [
+        f"{start} `stand-in.safetensors`: 1 supported, 1 contradicted, 10 not decidable",
+        f"{start} `tied.pth`: 2 supported, 1 contradicted, 9 not decidable",
+        f"{start} `untied.pth`: 1 supported, 2 contradicted, 9 not decidable",
+    ]
+    assert [line.partition(":")[0] for line in lines[3:]] == [
+        "Claim 4 supported, from `tied.pth`",
+        "Claim 11 contradicted",
+        "Claim 4 contradicted, from `untied.pth`",
+    ], "claim 11 is about rows from random weights"
+
+
 def test_opening_of_the_studys_own_setting_has_no_warning(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     imagenet = Weights("convnext_tiny-983f1562.pth", "983f1562536e84ff750a1576fb08e54de751dbf2e17c0d8a4a13704341fdcd3d")
     monkeypatch.setattr("tests.test_report.STAND_IN", imagenet)

@@ -51,7 +51,7 @@ def between(words: str, low: float, high: float) -> Region:
 
 ABOVE = between("above 0", 0.0, math.inf)
 BELOW = between("below 0", -math.inf, 0.0)
-NOT_ABOVE = Region(f"no gain of {MARGIN}", -math.inf, MARGIN, floor=-math.inf, ceiling=0.0)
+NOT_ABOVE = Region(f"no gain (up to {MARGIN} tolerated)", -math.inf, MARGIN, floor=-math.inf, ceiling=0.0)
 TIED = between(f"within ±{MARGIN}", -MARGIN, MARGIN)
 NEAR = between(f"within ±{CLOSE:g}", -CLOSE, CLOSE)
 MOVED = between(f"above {OPEN_GATE}", OPEN_GATE, math.inf)

@@ -69,16 +69,32 @@ def _started_from(profile: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _verdicts(profile: str, rows: Sequence[Row]) -> list[str]:
+    """How many claims have which verdict, for each set of pretrained weights, and the clearest ones."""
     judgements = judge_all(rows)
-    by_verdict = {
-        verdict: [judgement for judgement in judgements if judgement.verdict == verdict]
-        for verdict in ("supported", "contradicted", "not decidable")
-    }
-    counts = ", ".join(f"{len(those)} {verdict}" for verdict, those in by_verdict.items())
-    lines = [f"**Verdicts** on the study's {len(CLAIMS)} claims: {counts}{_for_want_of_seeds(judgements)}."]
-    decided = sorted((*by_verdict["supported"], *by_verdict["contradicted"]), key=lambda judgement: judgement.p)
-    lines += [f"Claim {each.claim.number} {each.verdict}: {each.claim.sentence} {figures(each)}." for each in decided[:CLEAREST]]
-    return lines
+    backbones: list[str | None] = [*sorted({row.weights for row in rows if row.weights})]
+    lines = [_counts(profile, backbone, judgements) for backbone in backbones or [None]]
+    decided = sorted((each for each in judgements if each.verdict != "not decidable"), key=lambda judgement: judgement.p)
+    return lines + [_told(judgement, several=len(backbones) > 1) for judgement in decided[:CLEAREST]]
+
+
+def _counts(profile: str, backbone: str | None, judgements: Sequence[Judgement]) -> str:
+    """Each claim once: as judged on the rows that started from this backbone, or from random weights as the claim has it."""
+    of_these = {judgement.claim.number: judgement for judgement in judgements if judgement.weights in (backbone, None)}
+    verdicts = [judgement.verdict for judgement in of_these.values()]
+    decided = {verdict: verdicts.count(verdict) for verdict in ("supported", "contradicted")}
+    counts = decided | {"not decidable": len(CLAIMS) - sum(decided.values())}
+    start = f", pretrained rows from `{backbone}`" if backbone else ""
+    words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return (
+        f"**Verdicts** on the study's {len(CLAIMS)} claims, profile `{profile}`{start}: "
+        f"{words}{_for_want_of_seeds([*of_these.values()])}."
+    )
+
+
+def _told(judgement: Judgement, *, several: bool) -> str:
+    """A verdict in full, with the weights where rows started from several."""
+    start = f", from `{judgement.weights}`" if several and judgement.weights else ""
+    return f"Claim {judgement.claim.number} {judgement.verdict}{start}: {judgement.claim.sentence} {figures(judgement)}."
 
 
 def _for_want_of_seeds(judgements: Sequence[Judgement]) -> str:

@@ -19,11 +19,12 @@ paired over the seeds. A claim is
 - *not decidable* otherwise. One seed decides nothing.
 
 "Does not beat" and "does not help" rule out a gain of {MARGIN} points, "does not matter" and "tied" a difference of {MARGIN}
-points, a size that the study calls marginal; "close" is within {CLOSE:g} point, to which the study rounds there; "about" is within
-a quarter; a gate has moved when its size is above {OPEN_GATE}. Accuracies are of the kind that the first row of a difference has,
-or the best over the epochs where the second has none of that kind. "To the control" is the difference to the row without attention
-that has the same freezing schedule. The study has no such row, and it has no say in a verdict: it tells attention's part of a
-difference from the schedule's.
+points, a size that the study calls marginal. So an interval that ends below a gain of {MARGIN} supports "does not beat", but a gain
+that is shown to be above 0 contradicts it, however small: p is then that of no gain at all. "Close" is within {CLOSE:g} point, to
+which the study rounds there; "about" is within a quarter; a gate has moved when its size is above {OPEN_GATE}. Accuracies are of
+the kind that the first row of a difference has, or the best over the epochs where the second has none of that kind. "To the
+control" is the difference to the row without attention that has the same freezing schedule. The study has no such row, and it has
+no say in a verdict: it tells attention's part of a difference from the schedule's.
 """
 
 COMPARISON_NOTE = """\
