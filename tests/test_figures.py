@@ -284,6 +284,22 @@ def test_dual_shows_every_seed_and_the_mean(ledger: Ledger) -> None:
 
 
 @pytest.mark.usefixtures("styled")
+@pytest.mark.parametrize("figure", [gates, learning_curves])
+def test_gates_of_either_sign_are_drawn_by_their_size(figure: Any, ledger: Ledger) -> None:
+    """The mean of both signs would be a line near zero, where no seed's gate was."""
+    record = record_of("cifar100/E3_P2_F2", seed=1)
+    for entry in record["results"]["epochs"]:
+        entry["gates"]["P2"] *= -1
+    add(ledger, record)
+    row = only_scope(ledger).row("cifar100/E3_P2_F2")
+    assert row and series.gates(row, "P2").mean == pytest.approx([0.01, 0.02, 0.03])
+    assert series.gates(row, "P2").deviation == pytest.approx([0, 0, 0])
+    names = {gates: "E3_P2_F2 |α|", learning_curves: "E3, P2 |α|"}
+    words = words_of(figure.draw(only_scope(ledger)))
+    assert [word for word in words if "|α|" in word] == [names[figure]] and "|α|" in figure.CAPTION
+
+
+@pytest.mark.usefixtures("styled")
 def test_gates_have_a_line_for_every_block(ledger: Ledger) -> None:
     words = words_of(gates.draw(only_scope(ledger)))
     assert words.count("A_dual") == 2 and words.count("C_se") == words.count("E3_P2_F2") == 1

@@ -125,6 +125,17 @@ def test_attention_rows_are_compared_over_the_seeds_that_both_have(ledger: Ledge
     assert cells_of(page_of(ledger), "B_heads1")["alpha P2"] == "-0.0500 [-0.0394]"
 
 
+def test_gates_of_either_sign_are_averaged_by_their_size(ledger: Ledger) -> None:
+    for seed, alpha in enumerate((0.06, -0.08, 0.04)):
+        path = add(ledger, "cifar100/B_heads1", 73.0, seed=seed)
+        record = json.loads(path.read_bytes())
+        record["results"]["epochs"][-1]["gates"] = {"P2": alpha, "P3": abs(alpha)}
+        path.write_text(json.dumps(record))
+    cells = cells_of(page_of(ledger), "B_heads1")
+    assert cells["alpha P2"] == "0.0600 ± 0.0200 in size, 2 of 3 above 0 [-0.0394]"
+    assert cells["alpha P3"] == "0.0600 ± 0.0200 [+0.1061]"
+
+
 def test_weights_that_are_not_imagenets_are_named_above_the_tables(ledger: Ledger) -> None:
     before_tables = page_of(ledger).partition("## Profile `mini`")[2].partition("###")[0]
     assert "- `stand-in.safetensors` (SHA-256 `555555555555`): a file of the user's, **not ImageNet-1k weights**" in before_tables

@@ -109,8 +109,7 @@ def short(name: str) -> str:
 
 
 def _gate_sizes(site: Site, row: Row) -> Values:
-    gates = {record["run"]["seed"]: record["results"]["epochs"][-1].get("gates", {}).get(site) for record in row.done}
-    return {seed: abs(alpha) for seed, alpha in gates.items() if alpha is not None}
+    return {seed: abs(alpha) for seed, alpha in row.gates(site).items()}
 
 
 def _log_ratios_of_time(slow: Row, fast: Row) -> Values:

@@ -35,8 +35,9 @@ the profile `paper` has the study's budget: under a smaller one the difference s
 our own differences, paired over the seeds that both rows have: to the row without attention, and to the one that in addition was
 trained under the same regime. "Best test" is the highest test accuracy over the epochs, "last test" that of the last epoch, "test
 at best validation" that of the epoch with the highest validation accuracy. Maps are the sides of the feature maps that the
-attention sees: 8x8 are 64 tokens. Alpha is the gate after the last epoch, with the study's in brackets. `make report` writes this
-page from what lies in the results folder, records, figures and measurements of speed, and from nothing else; do not edit it.
+attention sees: 8x8 are 64 tokens. Alpha is the gate after the last epoch, with the study's in brackets. Its sign is chance, so
+where seeds differ in it the mean is that of the sizes, "in size". `make report` writes this page from what lies in the results
+folder, records, figures and measurements of speed, and from nothing else; do not edit it.
 """
 
 TIME_NOTE = (

@@ -49,6 +49,16 @@ class Row:
         """Percent, one per seed that is done."""
         return list(self.by_seed(selection).values())
 
+    def gates(self, site: str) -> dict[int, float]:
+        """Alpha after the last epoch by seed, of the seeds that are done; empty where there is no attention at the site."""
+        values = {record["run"]["seed"]: record["results"]["epochs"][-1].get("gates", {}).get(site) for record in self.done}
+        return {seed: float(alpha) for seed, alpha in values.items() if alpha is not None}
+
+    def gates_differ_in_sign(self, site: str) -> bool:
+        """Whether the seeds' gates end on either side of zero. The sign is chance, so their mean would say nothing."""
+        gates = self.gates(site).values()
+        return min(gates, default=0) < 0 < max(gates, default=0)
+
 
 def rows_of(profile: str, found: Iterable[Found]) -> tuple[list[Row], list[Found]]:
     """Return a profile's rows in the catalog's order, an empty row for what was not run, and the records that fit none.

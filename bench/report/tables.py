@@ -89,10 +89,12 @@ def _accuracy_line(row: Row, compared: Mapping[tuple[str, str | None], Row]) -> 
 
 
 def _gate(row: Row, site: str) -> str:
-    """Alpha after the last epoch, and the study's in brackets."""
-    values = [record["results"]["epochs"][-1].get("gates", {}).get(site) for record in row.done]
-    known = [value for value in values if value is not None]
-    mine = mean_and_deviation(known, digits=4) if known else ""
+    """Alpha after the last epoch, its size where seeds differ in the sign, and the study's in brackets."""
+    alphas = list(row.gates(site).values())
+    mine = mean_and_deviation(alphas, digits=4)
+    if row.gates_differ_in_sign(site):
+        above = sum(alpha > 0 for alpha in alphas)
+        mine = f"{mean_and_deviation([abs(alpha) for alpha in alphas], digits=4)} in size, {above} of {len(alphas)} above 0"
     study = (row.experiment.reported_gates or {}).get(site)  # type: ignore[call-overload]
     return mine + (f" [{study:+.4f}]" if study is not None else "")
 

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from bench.report.figures.labels import Label, label_ends, settle
 from bench.report.figures.scope import NothingToDraw, Scope, note_of, short
-from bench.report.figures.series import curve, epoch_axis, gates, mark_switches
+from bench.report.figures.series import curve, epoch_axis, gate_label, gates, mark_switches
 from bench.report.figures.style import FAINT, SITE_COLOURS, head, new_figure
 from bench.report.rows import Row
 
@@ -13,7 +13,8 @@ TITLE = "The gate α of every attention block"
 CAPTION = (
     "Alpha starts at 0, where a block does nothing, and is one number for each block: blue at P2, vermilion at P3. Panels "
     "with self-attention only have one scale. The dashed line is where the regime releases more parameters. With several "
-    "seeds: mean, and a band of one standard deviation to each side."
+    "seeds: mean, and a band of one standard deviation to each side; |α| marks the size of gates that end on either side of 0, "
+    "whose sign is chance."
 )
 
 COLUMNS = 3
@@ -55,7 +56,7 @@ def _panel(axes: Axes, rows: list[Row]) -> list[Label]:
     axes.set_title(f"{words}\n{dataset}, {places}" if words else f"{dataset}\n{places}")
     axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
     labels = [
-        curve(axes, gates(row, site), short(row), SITE_COLOURS[site], width=1.2)
+        curve(axes, gates(row, site), gate_label(row, site, short(row)), SITE_COLOURS[site], width=1.2)
         for row in rows
         for site in row.experiment.model.sites or ()
     ]

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from bench.engine.evaluate import accuracy
 from bench.report.figures.labels import Label, label_ends, settle
 from bench.report.figures.scope import NothingToDraw, Scope, note_of, short
-from bench.report.figures.series import by_epoch, curve, epoch_axis, gates, mark_switches
+from bench.report.figures.series import by_epoch, curve, epoch_axis, gate_label, gates, mark_switches
 from bench.report.figures.style import FAINT, QUIET, SITE_COLOURS, head, new_figure
 from bench.report.rows import Row
 
@@ -14,7 +14,8 @@ TITLE = "CIFAR-100: learning curves of one attention block under three regimes"
 CAPTION = (
     "Test accuracy by epoch of E1 to E6, and below their gates; thin and grey, the row without attention under the same "
     "regime. The dashed line is where the regime releases more parameters; F0 releases none. With several seeds: mean, and "
-    "a band of one standard deviation to each side."
+    "a band of one standard deviation to each side; |α| marks the size of gates that end on either side of 0, whose sign is "
+    "chance."
 )
 
 REGIMES = {
@@ -63,7 +64,7 @@ def _column(upper: Axes, lower: Axes, rows: list[Row]) -> list[tuple[Axes, list[
         colour, width = (SITE_COLOURS[site], 1.6) if site else (QUIET, 0.8)
         accuracies.append(curve(upper, by_epoch(row, lambda entry: accuracy(entry["test"])), text, colour, width=width))
         if site:
-            alphas.append(curve(lower, gates(row, site), text, colour))
+            alphas.append(curve(lower, gates(row, site), gate_label(row, site, text), colour))
     mark_switches(upper, rows, " switch")
     mark_switches(lower, rows)
     return [(upper, accuracies), (lower, alphas)]

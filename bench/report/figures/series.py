@@ -33,8 +33,14 @@ def by_epoch(row: Row, value: Callable[[dict[str, Any]], float]) -> Series:
 
 
 def gates(row: Row, site: str) -> Series:
-    """The gate of one site."""
-    return by_epoch(row, lambda entry: float(entry["gates"][site]))
+    """The gate of one site; its size where it ends on either side of zero, for the mean of both would lie between them."""
+    measure = abs if row.gates_differ_in_sign(site) else float
+    return by_epoch(row, lambda entry: float(measure(entry["gates"][site])))
+
+
+def gate_label(row: Row, site: str, text: str) -> str:
+    """What the line of a gate is called: with |α| where it shows the size."""
+    return f"{text} |α|" if row.gates_differ_in_sign(site) else text
 
 
 def curve(axes: Axes, series: Series, text: str, colour: str, *, width: float = 1.6) -> Label:
