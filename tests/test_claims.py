@@ -345,6 +345,34 @@ def test_what_stands_beside_a_claim_decides_nothing() -> None:
         assert "to the control" in figures(judged(ledger(STUDY), number))
 
 
+def test_the_stems_gain_stands_beside_the_one_of_its_schedule() -> None:
+    """Claim 7 is about two rows that differ in more than the stem; the page says in what, and shows a fairer pair."""
+    judgement = judged(ledger(STUDY | {"cifar100/baseline_F2": 76.0}, spread=0.0), 7)
+    assert judgement.verdict == "not decidable", "no spread to test with"
+    assert figures(judgement).startswith("`stem_baseline` − `baseline`: +8.50")
+    assert figures(judgement).endswith("`stem_baseline` − `baseline_F2`: +9.74")
+    assert "regime F2 and full, label smoothing 0.1 and 0, 45,000 and 50,000 training images" in why(judgement)
+    notes = {line["comparison"]: line["note"] for line in comparison_lines(judgement)}
+    assert notes["`stem_baseline` − `baseline_F2`"] == "label smoothing 0.1 and 0, 45,000 and 50,000 training images"
+    assert notes["`stem_dual` − `stem_baseline`"] == ""
+
+
+def test_the_cost_of_attention_on_two_data_sets_is_told_with_one_schedule_too() -> None:
+    truth = STUDY | {"cifar100/baseline_F2": 76.2}
+    judgement = judged(ledger(truth), 12)
+    assert "cost on CIFAR-100 − here: +1.1" in figures(judgement) and "control of either: +0.0" in figures(judgement)
+    assert why(judgement).endswith("; regime F2 and full")
+    beside = comparison_lines(judgement)[-1]
+    assert beside["comparison"] == "(`A_dual` − `baseline`) here − (`A_dual` − `baseline_F2`) on cifar100"
+    assert (beside["claim"], beside["note"]) == ("beside 12", "")
+
+
+def test_rows_of_one_network_have_no_note_on_the_schedule_that_is_compared() -> None:
+    """Claim 2 is about regimes."""
+    assert {outcome.note for outcome in judged(ledger(STUDY), 2).deciding} == {""}
+    assert [outcome.note for outcome in judged(ledger(STUDY), 1).deciding[:2]] == ["regime F0 and full", "regime F1 and full"]
+
+
 def test_claims_name_rows_of_the_catalog_and_each_row_of_the_study_has_one() -> None:
     named = {name for claim in CLAIMS for name in claim.rows}
     added_here = {f"cifar100/baseline_F{i}" for i in range(3)} | {"fashion_mnist/scratch_convnext"}

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any, Literal
 
 from bench.environment import device_in_words
-from bench.experiment import canonical_json
+from bench.experiment import Experiment, canonical_json
 from bench.report.paired import Paired, compare
 from bench.report.rows import Row, accuracy_differences
+from data.sources import SOURCES
 from models.convnext import Site
 
 # The study calls a spread of 0.23 points marginal and differences of a few tenths negligible.
@@ -99,7 +100,8 @@ def slowdown(slow: str, fast: str, region: Region) -> Comparison:
 
 def penalty_gap(small: tuple[str, str], large: tuple[str, str], region: Region) -> Comparison:
     """How much less accuracy attention costs in the first pair (attention, baseline) than in the second."""
-    label = f"({short(small[0])} − {short(small[1])}) here − the same on {large[0].partition('/')[0]}"
+    here, there = (f"({short(attention)} − {short(baseline)})" for attention, baseline in (small, large))
+    label = f"{here} here − {there} on {large[0].partition('/')[0]}"
     return Comparison(label, (*small, *large), _penalty_gaps, region)
 
 
@@ -223,8 +225,31 @@ def _other_images(rows: Sequence[Row]) -> Obstacle | None:
 
 
 def _note(comparison: Comparison, rows: Sequence[Row]) -> str:
-    """The device of a ratio of times, or epochs that differ, as those of the study do from scratch."""
-    if comparison.unit == "times":
-        return f"on {_timed(*rows)[0]}"
-    epochs = [row.experiment.recipe.epochs for row in rows]
-    return f"{' and '.join(map(str, epochs))} epochs" if len(set(epochs)) > 1 else ""
+    """What a reader should know beside the figure: the device of a ratio of times, and what else differs between the rows."""
+    parts = [f"on {_timed(*rows)[0]}"] if comparison.unit == "times" else []
+    for dataset in dict.fromkeys(row.experiment.dataset for row in rows):  # rows on other images have other budgets by nature
+        parts += _other_schedules([row.experiment for row in rows if row.experiment.dataset == dataset])
+    return ", ".join(parts)
+
+
+# What beside the network may differ between two rows: how it is said, and where it stands.
+SCHEDULE: tuple[tuple[str, Callable[[Experiment], object]], ...] = (
+    ("{} epochs", lambda experiment: experiment.recipe.epochs),
+    ("regime {}", lambda experiment: experiment.regime),
+    ("label smoothing {}", lambda experiment: f"{experiment.recipe.label_smoothing:g}"),
+    ("{} training images", lambda experiment: f"{_training_images(experiment):,}"),
+)
+
+
+def _other_schedules(experiments: Sequence[Experiment]) -> list[str]:
+    """How the training of different networks differs; of rows of one network the schedule is what is compared."""
+    if len({experiment.model for experiment in experiments}) == 1:
+        return []
+    found = [(words, dict.fromkeys(str(of(experiment)) for experiment in experiments)) for words, of in SCHEDULE]
+    return [words.format(" and ".join(values)) for words, values in found if len(values) > 1]
+
+
+def _training_images(experiment: Experiment) -> int:
+    """How many images train, without those of the validation split."""
+    count = experiment.train_images or SOURCES[experiment.dataset].spec.train.count
+    return count - round(experiment.recipe.validation_fraction * count)

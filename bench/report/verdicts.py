@@ -24,13 +24,15 @@ that is shown to be above 0 contradicts it, however small: p is then that of no 
 which the study rounds there; "about" is within a quarter; a gate has moved when its size is above {OPEN_GATE}. Accuracies are of
 the kind that the first row of a difference has, or the best over the epochs where the second has none of that kind. "To the
 control" is the difference to the row without attention that has the same freezing schedule. The study has no such row, and it has
-no say in a verdict: it tells attention's part of a difference from the schedule's.
+no say in a verdict: it tells attention's part of a difference from the schedule's, and beside claims 7 and 12 the stem's and the
+data set's.
 """
 
 COMPARISON_NOTE = """\
 Accuracies differ in percentage points; times are ratios, gates sizes. p: paired t-test (of a gate: against the size above). Flip:
 sign-flip permutation test, which assumes less and cannot go below 0.5 with two seeds or 0.25 with three. Both before correction.
-Could show: the smallest true difference that so many seeds with this spread show in 80 % of repetitions (two-sided, 5 %)."""
+Could show: the smallest true difference that so many seeds with this spread show in 80 % of repetitions (two-sided, 5 %). Note:
+what else than the network differs between the rows, and the device of times."""
 
 
 def heading(profile: str) -> str:
@@ -184,6 +186,7 @@ def _comparison_line(judgement: Judgement, outcome: Outcome) -> Line:
         "flip": "" if gate else p_value(paired.sign_flip_p),
         "could show": "" if paired.detectable is None else size(paired.detectable, paired.detectable, comparison.unit),
         "": _standing(judgement, outcome),
+        "note": outcome.note,
     }
 
 
