@@ -72,6 +72,7 @@ SECONDS = Kind(
 PERCENT = Kind("a number from 0 to 100", lambda value: _is_number(value) and 0 <= value <= 100)
 SHA256 = Kind("a SHA-256", lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None)
 MAP = Kind("height and width", lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)))
+BF16 = Kind("units or fp32", lambda value: value in ("units", "fp32"))
 FILE = Kind("an object with name and sha256", lambda value: isinstance(value, dict) and value.keys() <= {"name", "sha256"})
 
 FIELDS = (
@@ -152,6 +153,11 @@ WHEN_PRESENT = (  # what is left out where it is not used
     Field("configuration.experiment.train_images", COUNT),
     Field("configuration.experiment.test_images", COUNT),
     Field("configuration.experiment.recipe.patience", COUNT),
+    Field("environment.torch", TEXT),
+    Field("environment.bf16", BF16),
+    Field("environment.depthwise", TEXT),
+    Field("environment.compiled", FLAG),
+    Field("environment.cuda_graph", FLAG),
     Field("cost.attention_parameters", COUNT),
     Field("cost.attention_maps", OBJECT),
     Field("cost.attention_maps.*", MAP),

@@ -53,6 +53,7 @@ def lose_a_count(record: dict[str, Any]) -> None:
             lambda record: record["results"]["epochs"][-1].update(gates=None),
             "results.epochs.4.gates: expected an object, found None",
         ),
+        (lambda record: record["environment"].update(bf16="int8"), "environment.bf16: expected units or fp32, found 'int8'"),
         (lose_a_count, "results.epochs.2.test.correct: expected a whole number from 0, found nothing"),
         (
             lambda record: record["timings"]["epochs"][0].update(train_seconds=1e-99),

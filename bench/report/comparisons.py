@@ -2,13 +2,14 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from bench.environment import device_in_words
 from bench.experiment import Experiment, canonical_json
+from bench.report.environments import unlike_pairs
 from bench.report.paired import Paired, compare
 from bench.report.rows import Row, accuracy_differences
 from data.sources import SOURCES
@@ -200,7 +201,8 @@ def examine(comparison: Comparison, rows: Mapping[str, Row]) -> Outcome:
     chosen = [rows[name] for name in comparison.rows if name in rows]
     if obstacle := _missing(comparison, rows) or _other_images(chosen):
         return Outcome(comparison, None, obstacle)
-    values, note = comparison.measure(*chosen), _note(comparison, chosen)
+    values = comparison.measure(*chosen)
+    note = _note(comparison, chosen, values)
     if not values:
         return Outcome(comparison, None, Obstacle("no seed in common" + (" on one device" if comparison.unit == "times" else "")))
     paired = compare(list(values.values()))
@@ -224,11 +226,14 @@ def _other_images(rows: Sequence[Row]) -> Obstacle | None:
     return Obstacle(f"not comparable in this profile, which trains on {' and '.join(f'{train:,}' for train, _ in sizes)} images")
 
 
-def _note(comparison: Comparison, rows: Sequence[Row]) -> str:
-    """What a reader should know beside the figure: the device of a ratio of times, and what else differs between the rows."""
+def _note(comparison: Comparison, rows: Sequence[Row], seeds: Collection[int]) -> str:
+    """What to know beside the figure: the device of a ratio of times, what else differs between the rows and within pairs."""
     parts = [f"on {_timed(*rows)[0]}"] if comparison.unit == "times" else []
     for dataset in dict.fromkeys(row.experiment.dataset for row in rows):  # rows on other images have other budgets by nature
         parts += _other_schedules([row.experiment for row in rows if row.experiment.dataset == dataset])
+    if differing := [pair for pair in unlike_pairs(rows, seeds) if pair]:
+        what = ", ".join(dict.fromkeys(word for pair in differing for word in pair))
+        parts.append(f"{len(differing)} of {len(seeds)} pairs differ in {what}")
     return ", ".join(parts)
 
 

@@ -17,14 +17,15 @@ from bench.report.tables import (
     Line,
     accuracy_lines,
     commit,
+    marked_table,
     ours,
     paired,
     percent,
     recipe_line,
     table,
-    time_line,
 )
 from bench.report.throughput import throughput_section
+from bench.report.times import TIME_NOTE, time_line
 from bench.report.verdicts import METHOD, claims_section
 from bench.report.where_time_goes import where_time_goes
 
@@ -40,10 +41,6 @@ where seeds differ in it the mean is that of the sizes, "in size". `make report`
 folder, records, figures and measurements of speed, and from nothing else; do not edit it.
 """
 
-TIME_NOTE = (
-    "Seconds and images per second are medians over the epochs of all seeds, as they came while training; other work may have "
-    "shared the machine."
-)
 RECIPE_NOTE = (
     "AdamW; a linear warm-up over the first steps, then a cosine to zero. Frozen: leading epochs in which only the head and the "
     "attention train. The reasons for the figures stand in `bench/catalog.py`."
@@ -124,7 +121,7 @@ def headline_table(found: Sequence[Found]) -> str:
         for row in rows
         if row.found and row.experiment.name in HEADLINE
     ]
-    return table(lines) if lines else "Nothing was run yet."
+    return marked_table(lines) if lines else "Nothing was run yet."
 
 
 def _elsewhere(results: Path, folder: Path) -> str:
@@ -160,7 +157,7 @@ def _tables(profile: str, rows: Sequence[Row]) -> list[str]:
     sections = []
     for title in dict.fromkeys(experiment.table for experiment in EXPERIMENTS):
         its = [row for row in rows if row.experiment.table == title]
-        sections.append(f"### {title}\n\n{commands(profile, its)}{table(accuracy_lines(its, by_name))}\n")
+        sections.append(f"### {title}\n\n{commands(profile, its)}{marked_table(accuracy_lines(its, by_name))}\n")
     return sections
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.environment import device_in_words
 from bench.experiment import Experiment
 from bench.ledger import Record
 from bench.provenance import shown
+from bench.report.environments import MARK, MARKED, unlike, unlike_pairs
 from bench.report.paired import compare
 from bench.report.rows import Row, accuracy_differences, mean_and_deviation
 
@@ -36,6 +36,12 @@ def table(lines: Sequence[Line]) -> str:
 def _on_one_line(cell: object) -> str:
     """A cell that ends neither itself nor its row: a record may hold any text, as that of an error."""
     return " ".join(str(cell).splitlines()).replace("|", "\\|")
+
+
+def marked_table(lines: Sequence[Line]) -> str:
+    """The same, with the meaning of the mark below where one of the cells has it."""
+    text = table(lines)
+    return f"{text}\n\n{MARKED}" if MARK in text else text
 
 
 def used_columns(lines: Sequence[Line]) -> list[str]:
@@ -99,22 +105,7 @@ def _gate(row: Row, site: str) -> str:
     return mine + (f" [{study:+.4f}]" if study is not None else "")
 
 
-# ---- time, recipes -------------------------------------------------------------------------------------------------------
-
-
-def time_line(row: Row) -> Line:
-    """How long the epochs of a row took."""
-    epochs = [epoch for record in row.done for epoch in record["timings"]["epochs"]]
-    images = row.done[0]["results"]["epochs"][0]["train"]["images"]
-    seconds = statistics.median(epoch["train_seconds"] for epoch in epochs)
-    return {
-        "experiment": f"`{row.experiment.name}`",
-        "device": ", ".join(sorted({device_in_words(record["environment"]) for record in row.done})),
-        "training s/epoch": f"{seconds:.2f}" if seconds < 10 else f"{seconds:.1f}",
-        "training images/s": f"{images / seconds:,.0f}",
-        "evaluation s/epoch": f"{statistics.median(epoch['evaluation_seconds'] for epoch in epochs):.1f}",
-        "precision": row.experiment.recipe.precision,
-    }
+# ---- recipes ------------------------------------------------------------------------------------------------------------
 
 
 def recipe_line(experiment: Experiment) -> Line:
@@ -158,19 +149,26 @@ def attention_name(experiment: Experiment) -> str:
 
 
 def paired(row: Row, compared: Mapping[tuple[str, str | None], Row], name: str | None) -> str:
-    """Mean difference over the seeds that both rows have, from the same initial weights; empty where there are none."""
+    """Mean difference over the seeds that both rows have, from the same initial weights; empty where there are none.
+
+    Marked where the two runs of a pair were not computed alike.
+    """
     other = compared.get((name or "", row.weights))
     if other is None:
         return ""
-    differences = list(accuracy_differences(row, other).values())
-    return f"{compare(differences).mean:+.2f} (n = {len(differences)})" if differences else ""
+    differences = accuracy_differences(row, other)
+    if not differences:
+        return ""
+    mark = f" {MARK}" if any(unlike_pairs((row, other), differences)) else ""
+    return f"{compare(list(differences.values())).mean:+.2f} (n = {len(differences)}){mark}"
 
 
 def ours(row: Row) -> str:
-    """The row's accuracy over its seeds, and every failure; "not run" where there is no record."""
+    """The row's accuracy over its seeds, marked where they were not computed alike, and every failure; or "not run"."""
     if not row.found:
         return "not run"
-    parts = [mean_and_deviation(row.accuracies(row.experiment.selection))]
+    mark = f" {MARK}" if row.done and unlike(row.done) else ""
+    parts = [f"{mean_and_deviation(row.accuracies(row.experiment.selection))}{mark}"]
     parts += [f"{row.failures.count(status)} {status}" for status in dict.fromkeys(row.failures)]
     return ", ".join(part for part in parts if part)
 

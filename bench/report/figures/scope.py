@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from bench.catalog import find
 from bench.environment import device_in_words
-from bench.experiment import Experiment, canonical_json
+from bench.experiment import Experiment
 from bench.ledger import Record
 from bench.profiles import PROFILES
+from bench.report.environments import made_alike
 from bench.report.rows import Found, Row, rows_of
 from bench.report.tables import SELECTIONS
 
@@ -90,15 +91,8 @@ def accuracy_label(rows: Sequence[Row]) -> str:
 
 
 def timed(row: Row, machine: str) -> list[Record]:
-    """The records of a row whose times can be compared: of one device, and of its environments the one with most records.
-
-    The environment has the versions and the mode of execution too, and each of them changes how long an epoch takes.
-    """
-    groups: dict[str, list[Record]] = {}
-    for record in row.done:
-        if device_in_words(record["environment"]) == machine:
-            groups.setdefault(canonical_json(record["environment"]), []).append(record)
-    return groups[max(sorted(groups), key=lambda key: len(groups[key]))] if groups else []
+    """The records of a row whose times can be compared: of one device, and of its environments the one with most records."""
+    return made_alike(record for record in row.done if device_in_words(record["environment"]) == machine)
 
 
 def usual_device(rows: Sequence[Row]) -> str:

@@ -14,14 +14,16 @@ from urllib.parse import quote
 from bench.ledger import Record
 from bench.profiles import PROFILES
 from bench.report.claims import Judgement, judge_all
+from bench.report.environments import MARK, MARKED
 from bench.report.export import FINAL
 from bench.report.html import markdown
 from bench.report.html.svg import inlined
 from bench.report.opening import opening
-from bench.report.results import RECIPE_NOTE, RECORDS_NOTE, TIME_NOTE, decisions, how_to_read, machines, profile_note, record_lines
+from bench.report.results import RECIPE_NOTE, RECORDS_NOTE, decisions, how_to_read, machines, profile_note, record_lines
 from bench.report.rows import Found, Row, rows_of
-from bench.report.tables import Line, accuracy_lines, percent, recipe_line, time_line
+from bench.report.tables import Line, accuracy_lines, percent, recipe_line
 from bench.report.throughput import throughput_section
+from bench.report.times import TIME_NOTE, time_line
 from bench.report.verdicts import COMPARISON_NOTE, comparison_lines, grouped, heading, verdict_lines
 from bench.report.where_time_goes import where_time_goes
 
@@ -50,13 +52,14 @@ COLUMNS = (  # of the table of all rows: what is asked first stands first
     "model",
     "maps",
     "device",
-    "precision",
+    "runs timed",
+    "mode",
     "weights",
     "accuracy",
     "part",
 )
 UNDRAWN = "<p>The page's script draws them from its records.</p>"
-NO_NUMBERS = {"seeds", "study", "device", "precision", "model", "attention", "regime", "weights", "accuracy", "part"}
+NO_NUMBERS = {"seeds", "study", "device", "runs timed", "mode", "model", "attention", "regime", "weights", "accuracy", "part"}
 
 
 def html_page(found: Sequence[Found], results: Path) -> str:
@@ -102,10 +105,13 @@ def _profile(profile: str, rows: Sequence[Row], found: Sequence[Found]) -> str:
     """Its rows in one table, their curves, the claims, times and recipes."""
     ran = [row for row in rows if row.found]
     lacking = ", ".join(f"`{row.experiment.name}`" for row in rows if not row.found)
+    lines = _row_lines(ran, rows)
+    marked = any(MARK in str(cell) for line in lines for cell in line.values())
     return "\n".join(
         [
             markdown.blocks("\n".join(profile_note(profile, found))),
-            markdown.table(_row_lines(ran, rows), f"Rows of the profile {profile}"),
+            markdown.table(lines, f"Rows of the profile {profile}"),
+            markdown.blocks(MARKED if marked else ""),
             markdown.blocks(f"{TIME_NOTE}\n\n" + (f"Not run: {lacking}." if lacking else "")),
             f'<h3>Curves</h3>\n<div class="chart" data-profile="{profile}">{UNDRAWN}</div>',
             _claims(profile, rows),
