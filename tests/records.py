@@ -10,6 +10,7 @@ from bench.engine.train import results
 from bench.environment import ROOT
 from bench.experiment import Run, Weights, canonical_json
 from bench.ledger import Record
+from bench.measure.cost import cost_of
 from bench.profiles import at_profile
 from bench.verify.records import SPECS
 
@@ -68,12 +69,7 @@ def record_of(run: Run, correct: Sequence[int] = (1170, 1359, 1449, 1439)) -> Re
             "images": images,
         },
         "environment": {"device": "Processor", "threads": 2, "cuda": None, "torch": "2.13.0", "deterministic": True},
-        "cost": {
-            "parameters": 28_637_766,
-            "attention_parameters": 740_738 if gates else 0,
-            "attention_maps": {site: [4, 4] for site in gates},
-            "multiply_adds": 95_819_520,
-        },
+        "cost": cost_of(experiment.model, len(spec.classes)),
         "results": results(epochs, experiment.recipe, diverged=False, weights_sha256=ending),
         "timings": {
             "started": "2026-11-01T00:00:00+00:00",

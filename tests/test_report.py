@@ -16,7 +16,7 @@ from bench.environment import ROOT
 from bench.experiment import Run, Weights
 from bench.ledger import Ledger
 from bench.profiles import at_profile
-from bench.provenance import commit_of
+from bench.provenance import LOCKED_TORCH, commit_of
 from bench.report import write, write_report
 from bench.report.export import as_csv, as_json, export_lines
 from bench.report.results import HEADLINE, headline_table, results_page
@@ -270,6 +270,17 @@ def test_every_record_is_linked_and_every_link_leads_to_a_record(ledger: Ledger)
     page = page_of(ledger).partition("## Records")[2]
     links = [part.partition(")")[0] for part in page.split("](")[1:]]
     assert sorted(ledger.results / link for link in links) == [path for path, _ in ledger.records()]
+
+
+def test_a_record_says_where_it_had_another_torch_than_its_lock_pins(ledger: Ledger) -> None:
+    path = add(ledger, "cifar100/A_dual", 74.0)
+    record = json.loads(path.read_bytes())
+    record["code"]["requirements_lock_sha256"] = digest = next(iter(LOCKED_TORCH))
+    for torch, cell in (("2.13.0+cu130", f"`{digest[:12]}`"), ("2.11.0+cu130", f"`{digest[:12]}` but torch 2.11.0")):
+        record["environment"]["torch"] = torch
+        path.write_text(json.dumps(record))
+        (line,) = [line for line in page_of(ledger).splitlines() if line.startswith("| [mini/cifar100/A_dual, seed 0]")]
+        assert cell in [cell.strip() for cell in line.split("|")]
 
 
 def test_profiles_share_no_table(ledger: Ledger) -> None:

@@ -121,6 +121,11 @@ PROBLEMS: dict[str, tuple[Callable[[Record], None], str]] = {
     "half a hash": (put("data", "train_sha256", value="e1f1"), "data.train_sha256: expected a SHA-256, found 'e1f1'"),
     "no gates": (put(*EPOCHS, 3, "gates", value=GONE), "results.epochs.4.gates: expected an object, found nothing"),
     "done without results": (put("results", "final", value=None), "results.final: expected an object, found None"),
+    # cost
+    "fewer parameters": (put("cost", "parameters", value=1), "cost.parameters: expected 28637766, found 1"),
+    "fewer multiply-adds": (put("cost", "multiply_adds", value=1), "cost.multiply_adds: expected 95819520, found 1"),
+    "less attention": (put("cost", "attention_parameters", value=6), "cost.attention_parameters: expected 740738, found 6"),
+    "larger maps": (put("cost", "attention_maps", "P2", value=[77, 77]), "cost.attention_maps.P2: expected [4, 4], found [77, 77]"),
     # identity
     "another hash": (put("run", "configuration_sha256", value="0" * 64), f"run.configuration_sha256: expected '{HASH}'"),
     "another learning rate": (put(*RECIPE, "head_lr", value=0.5), "run.configuration_sha256: expected"),
@@ -192,6 +197,10 @@ NOTES: dict[str, tuple[Callable[[Record], None], str]] = {
     "a dirty tree": (put("code", "dirty", value=True), "code.dirty: expected false, found true"),
     "no commit": (put("code", "commit", value=None), "code.commit: expected a commit, found null"),
     "an unknown lock": (put("code", "requirements_lock_sha256", value="0" * 64), "code.requirements_lock_sha256: expected that of"),
+    "another torch than the lock's": (
+        put("environment", "torch", value="2.11.0+cu130"),
+        "environment.torch: expected 2.13.0, which its lock pins, found '2.11.0+cu130'",
+    ),
     "not deterministic": (
         put("environment", "deterministic", value=False),
         "environment.deterministic: expected true, found false",
@@ -206,6 +215,32 @@ def test_what_weakens_a_record_is_a_note(ledger: Ledger, weakness: str) -> None:
     section = check_records(ledger)
     (line,) = lines(section)
     assert line.startswith(f"note: {ledger.folder / PLAIN}: {message}")
+    assert section.problems == 0
+
+
+def test_the_lock_names_a_version_and_not_a_build(ledger: Ledger) -> None:
+    tamper(ledger, put("environment", "torch", value="2.13.0+cu130"))
+    assert lines(check_records(ledger)) == []
+
+
+def test_a_network_that_the_catalog_has_not_has_no_known_cost(ledger: Ledger) -> None:
+    """Its parameters cannot be counted again; that the catalog has changed is a note."""
+    tamper(ledger, put("configuration", "experiment", "model", "attention", "heads", value=3))
+    tamper(ledger, put("cost", "parameters", value=1))
+    assert not [line for line in lines(check_records(ledger)) if "cost." in line]
+
+
+def test_a_row_of_several_machines_is_a_note(ledger: Ledger) -> None:
+    """The two seeds of one row; that rows differ from each other is said where they are compared."""
+    tamper(ledger, put("environment", "device", value="GPU"))
+    assert lines(check_records(ledger)) == []
+    tamper(ledger, put("environment", "device", value="GPU"), SECOND)
+    tamper(ledger, put("environment", "bf16", value="fp32"), SECOND)
+    section = check_records(ledger)
+    assert lines(section) == [
+        f"note: {ledger.folder / FIRST}: environment: expected one {what} in all 2 runs of the row, found several"
+        for what in ("device", "mode of computing")
+    ]
     assert section.problems == 0
 
 

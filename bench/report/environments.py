@@ -12,6 +12,7 @@ from bench.engine.execution import Execution
 from bench.environment import device_in_words
 from bench.experiment import canonical_json
 from bench.ledger import Record
+from bench.provenance import torch_version
 from bench.report.rows import Row
 
 MARK = "†"
@@ -28,11 +29,6 @@ METHODS = {
     "patches": ("family", "stem"),
     "attention": ("family", "stem", "attention", "sites"),
 }
-
-
-def torch_version(environment: Mapping[str, Any]) -> str:
-    """The version without what it was built for: ``2.13.0`` of ``2.13.0+cu130``."""
-    return str(environment.get("torch")).partition("+")[0]
 
 
 def unlike(records: Sequence[Record]) -> list[str]:

@@ -1,7 +1,7 @@
 """Two rows compared over the seeds that both have: how large the difference is, how sure, and what could have been seen at all.
 
-Seed k gives every row the same split, the same order of images and, where shapes agree, the same initial weights. So the rows are
-compared seed by seed, and what a seed does to both of them cancels.
+Seed k gives every row the same split, the same order of images and, where shapes and torch's version agree, the same initial
+weights. So the rows are compared seed by seed, and what a seed does to both of them cancels.
 """
 
 import functools

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from bench.catalog import EXPERIMENTS
 from bench.environment import device_in_words
+from bench.ledger import Record
 from bench.profiles import PROFILES
+from bench.provenance import locked_instead, torch_version
 from bench.report.decisions import DECISIONS
 from bench.report.opening import opening
 from bench.report.reproduce import NOTE as REPRODUCE
@@ -45,7 +47,10 @@ RECIPE_NOTE = (
     "AdamW; a linear warm-up over the first steps, then a cosine to zero. Frozen: leading epochs in which only the head and the "
     "attention train. The reasons for the figures stand in `bench/catalog.py`."
 )
-RECORDS_NOTE = "Commits, and the first 12 digits of SHA-256 hashes."
+RECORDS_NOTE = (
+    "Commits, and the first 12 digits of SHA-256 hashes. The lock is the one that lay beside the code; a run that had another "
+    "torch than it pins, its machine's own, says which."
+)
 
 # Pretrained backbones that a reader should know more of than a file name, by the SHA-256 of the file.
 BACKBONES = {
@@ -240,13 +245,18 @@ def record_lines(found: Sequence[Found], address: Callable[[Path], str]) -> list
                 "best test": percent(results["final"]["best_test"]["accuracy"]) if results["final"] else "",
                 "initial weights": weights_name(record) or "random",
                 "commit": f"`{commit(record)}`",
-                "lock": f"`{record['code']['requirements_lock_sha256'][:12]}`",
+                "lock": f"`{record['code']['requirements_lock_sha256'][:12]}`{_another_torch(record)}",
                 "data (train)": f"`{record['data']['train_sha256'][:12]}`" if record["data"] else "",
                 "configuration": f"`{run['configuration_sha256'][:12]}`",
                 "restarts": record["timings"]["restarts"],
             }
         )
     return lines
+
+
+def _another_torch(record: Record) -> str:
+    """What a lock's cell adds where the run did not have the lock's torch."""
+    return f" but torch {torch_version(record['environment'])}" if locked_instead(record) else ""
 
 
 def _shown(value: object) -> str:

@@ -13,12 +13,14 @@ from bench.catalog import find
 from bench.engine.train import plateaued, results
 from bench.environment import ROOT
 from bench.errors import UserError
-from bench.experiment import Recipe, canonical_json, sha256_of
+from bench.experiment import Model, Recipe, canonical_json, sha256_of
 from bench.ledger import FINISHED, SECTIONS, Ledger, Record, departures, parse
 from bench.locks import LOCKS
 from bench.profiles import at_profile
-from bench.provenance import commit_of
+from bench.provenance import commit_of, locked_instead
+from bench.report.environments import unlike
 from bench.schema import shown
+from bench.verify.costs import cost_again
 from bench.verify.findings import Finding, Section, compare, compare_text, counted
 from data import synthetic, tiny
 from data.canonical import Spec
@@ -82,7 +84,7 @@ def check_records(ledger: Ledger) -> Section:
         if not faults:
             complete.append((case.place, record))
         findings += [*faults, *_check(case, faults)]
-    return Section("records", counted(len(paths), "record"), [*findings, *repeated(complete)])
+    return Section("records", counted(len(paths), "record"), [*findings, *repeated(complete), *computed_apart(complete)])
 
 
 def _check(case: Case, faults: list[Finding]) -> Iterator[Finding]:
@@ -199,6 +201,30 @@ def lock_is_known(case: Case) -> Iterator[Finding]:
         yield Finding(case.place, "code.requirements_lock_sha256", expected, digest, note=True)
 
 
+def torch_is_the_locks(case: Case) -> Iterator[Finding]:
+    """The run had the torch that its lock pins. A machine may have brought its own, which changes the last digits: a note."""
+    if locked := locked_instead(case.record):
+        found = shown(case.record["environment"].get("torch"))
+        yield Finding(case.place, "environment.torch", f"{locked}, which its lock pins", found, note=True)
+
+
+def cost_is_the_networks(case: Case) -> Iterator[Finding]:
+    """Parameters, multiply-adds and maps are those of the network, where the catalog still has the record's."""
+    spec, model = SPECS.get(case.experiment["dataset"]), _present_model(case)
+    if spec and model and case.record["cost"] is not None:
+        yield from compare(case.place, "cost", cost_again(model, len(spec.classes)), case.record["cost"])
+
+
+def _present_model(case: Case) -> Model | None:
+    """The catalog's model of the record's experiment, if it is the record's too."""
+    try:
+        experiment = find(case.record["run"]["experiment"])
+    except UserError:
+        return None
+    same = json.loads(canonical_json(experiment.meaning()))["model"] == case.experiment.get("model")
+    return experiment.model if same else None
+
+
 def made_by_committed_code(case: Case) -> Iterator[Finding]:
     """What weakens a record without making it wrong: notes."""
     code = case.record["code"]
@@ -219,7 +245,9 @@ CHECKS: tuple[tuple[Check, tuple[str, ...]], ...] = (  # each with the sections 
     (counts_are_possible, ("configuration", "data", "results")),
     (epochs_are_complete, ("configuration", "results", "timings")),
     (final_follows_from_the_epochs, ("configuration", "results")),
+    (cost_is_the_networks, ("run", "configuration", "cost")),
     (lock_is_known, ("code",)),
+    (torch_is_the_locks, ("code", "environment")),
     (made_by_committed_code, ("code", "environment")),
 )
 
@@ -235,6 +263,16 @@ def repeated(records: Iterable[tuple[str, Record]]) -> Iterator[Finding]:
             yield Finding(place, "run.seed", f"another than in {first}", str(run["seed"]))
         elif end and (first := ends.setdefault((*row, end), place)) != place:
             yield Finding(place, "results.weights_sha256", f"another than in {first}", end)
+
+
+def computed_apart(records: Iterable[tuple[str, Record]]) -> Iterator[Finding]:
+    """The runs of a row have one device, torch version and mode of computing, or its mean is one over these too: a note."""
+    rows: dict[tuple[str, ...], list[tuple[str, Record]]] = {}
+    for place, record in records:
+        rows.setdefault((record["run"]["profile"], record["run"]["configuration_sha256"]), []).append((place, record))
+    for row in rows.values():
+        for what in unlike([record for _, record in row]):
+            yield Finding(row[0][0], "environment", f"one {what} in all {len(row)} runs of the row", "several", note=True)
 
 
 @functools.cache
