@@ -96,7 +96,11 @@ def test_a_number_of_runs_that_were_not_computed_alike_is_marked(tmp_path: Path)
     assert marked(headline) == {"`cifar100/baseline_F2`": ["ours"], "`cifar100/A_dual`": ["to control"]}
     assert page.count(MARKED) == 2 and headline.count(MARKED) == 1, "below each table with a mark"
     assert f"<p>{MARK} The runs behind this number" in html and html.count(MARK) == 3
-    assert "1 of 2 pairs differ in torch version" in page and "1 of 2 pairs differ in torch version" in html
+    assert "points on CIFAR-100 (n = 2; 1 of 2 pairs differ in torch version)" in page.partition("## How to read")[0]
+    assert (
+        "1 of 2 pairs differ in torch version" in page.partition("Every comparison")[2]
+        and "1 of 2 pairs differ in torch version" in html
+    )
 
 
 def test_numbers_of_one_machine_have_no_mark(tmp_path: Path) -> None:

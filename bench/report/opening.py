@@ -114,7 +114,9 @@ def _effects(rows: Sequence[Row]) -> list[str]:
         known = [(where, outcome, outcome.paired.n) for where, outcome in outcomes.items() if outcome.paired]
         if known:
             start = f", from `{weights}`" if len(backbones) > 1 else ""
-            phrases = ", ".join(f"{figure(outcome)} points on {where} (n = {n})" for where, outcome, n in known)
+            phrases = ", ".join(
+                f"{figure(outcome)} points on {where} (n = {n}{outcome.note and '; '}{outcome.note})" for where, outcome, n in known
+            )
             cost = _cost(*(of_these[name] for name in EFFECTS[known[0][0]]))
             lines.append(f"**Two attention blocks**, against the same network and schedule without{start}: {phrases}; {cost}.")
     return lines
