@@ -55,7 +55,8 @@ def test_every_committed_lock_is_known() -> None:
     shown = [
         subprocess.run([*git, "show", f"{commit}:{LOCKS[0]}"], check=True, capture_output=True) for commit in log.stdout.split()
     ]
-    assert {hashlib.sha256(each.stdout).hexdigest(): torch_of(each.stdout) for each in shown} == LOCKED_TORCH
+    found = {hashlib.sha256(each.stdout).hexdigest(): torch_of(each.stdout) for each in shown}
+    assert found.items() <= LOCKED_TORCH.items(), "a copy with a part of the history has a part of the locks"
 
 
 @pytest.mark.parametrize(
