@@ -328,14 +328,19 @@ def _statuses_of_processes(due: Sequence[Run], settings: Settings) -> list[str]:
 
 
 def status_of_the_dead(run: Run, settings: Settings, how: str) -> str:
-    """Write the record of a run whose process has ended without one, unless somebody else works on the run."""
-    error = ChildProcessError(how)
+    """Write the record of a run whose process has ended without one, unless somebody else works on the run.
+
+    A process may also die after its record, while CUDA shuts down: then the record counts.
+    """
+    ledger, error = Ledger(settings.results), ChildProcessError(how)
     try:
         with _checkpoint(run, settings).hold():
+            if record := finished_record(ledger, run):
+                return str(record["results"]["status"])
             record = _empty_record(run, environment.choose_device(settings.device))
             record["results"] = _failure("failed", error)
             record["timings"]["finished"] = _now()
-            Ledger(settings.results).write(run, record)
+            ledger.write(run, record)
     except Busy:
         return "busy"
     print(f"{run.experiment.name} seed {run.seed}: failed: {record['results']['error']}", flush=True)

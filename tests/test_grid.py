@@ -220,6 +220,22 @@ def test_a_terminated_grid_stops_its_processes_and_continues(tmp_path: Path) -> 
     assert all(record["results"]["status"] == "done" for record in records(tmp_path).values())
 
 
+@pytest.mark.parametrize(("moment", "status"), [("after", "done"), ("before", "failed")])
+def test_a_process_that_dies_after_its_record_leaves_it(
+    moment: str, status: str, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that die of SIGKILL at once, after or before a record of theirs was written."""
+    die, original = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], subprocess.Popen
+    monkeypatch.setattr(grid.subprocess, "Popen", lambda command, **options: original(die, **options))
+    its_settings = chosen(tmp_path, ONLY="fashion_mnist/baseline", JOBS="2")
+    (run,) = grid.plan(its_settings)
+    written = grid.execute(run, its_settings) if moment == "after" else None
+    assert grid._statuses_of_processes([run], its_settings) == [status]
+    (record,) = records(tmp_path).values()
+    assert record["results"]["status"] == status
+    assert written is None or canonical_json(record) == canonical_json(written)
+
+
 def test_a_held_run_comes_last(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
