@@ -7,6 +7,7 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -303,13 +304,17 @@ def _statuses_of_processes(due: Sequence[Run], settings: Settings) -> list[str]:
         idle.put(its_variables)
     environ = os.environ | settings.variables() | {"JOBS": "1"}
     processes: list[subprocess.Popen[bytes]] = []
+    starting, stopped = threading.Lock(), threading.Event()
 
     def status(run: Run) -> str:
         command = [sys.executable, "-m", "bench", "run", run.experiment.name, "--seed", str(run.seed)]
         # in a group of its own: a terminal's Ctrl-C comes to this process alone, and each run is asked once
         worker = idle.get()  # there are as many as threads that ask
-        process = subprocess.Popen(command, env=environ | worker, process_group=0)
-        processes.append(process)
+        with starting:  # none starts unseen after all were asked to stop
+            if stopped.is_set():
+                return "interrupted"
+            process = subprocess.Popen(command, env=environ | worker, process_group=0)
+            processes.append(process)
         status = process.wait()
         idle.put(worker)
         if status in ENDINGS:
@@ -317,11 +322,13 @@ def _statuses_of_processes(due: Sequence[Run], settings: Settings) -> list[str]:
         return status_of_the_dead(run, settings, f"the process died of {signal.Signals(-status).name}") if status < 0 else "failed"
 
     with ThreadPoolExecutor(idle.qsize()) as threads:
-        futures = [threads.submit(status, run) for run in due]
         try:
+            futures = [threads.submit(status, run) for run in due]
             return [future.result() for future in futures]
         except (KeyboardInterrupt, SystemExit):
             threads.shutdown(wait=False, cancel_futures=True)
+            with starting:
+                stopped.set()
             for process in processes:
                 process.terminate()
             raise

@@ -1,15 +1,19 @@
 """Runs worked through: every one leaves a record, none stops another, and any can be interrupted."""
 
 import hashlib
+import itertools
 import os
+import queue
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,6 +222,38 @@ def test_a_terminated_grid_stops_its_processes_and_continues(tmp_path: Path) -> 
     again = subprocess.run(command, cwd=ROOT, env=environ, check=True, capture_output=True, text=True).stdout
     assert "continues" in again and len(records(tmp_path)) == 3
     assert all(record["results"]["status"] == "done" for record in records(tmp_path).values())
+
+
+def test_no_process_starts_after_all_were_asked_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C comes while one run is under way and another has its place but no process yet."""
+    started: list[subprocess.Popen[bytes]] = []
+    original, places = subprocess.Popen, itertools.count(1)
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        started.append(original(["sleep", "10"], **options))
+        return started[-1]
+
+    class Places(queue.SimpleQueue[dict[str, str]]):
+        def get(self, *arguments: Any, **options: Any) -> dict[str, str]:
+            if next(places) == 2:
+                while not started:
+                    time.sleep(0.01)
+                assert threading.main_thread().ident
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                while started[0].returncode is None:  # until it was asked to stop
+                    time.sleep(0.01)
+            return super().get(*arguments, **options)
+
+    monkeypatch.setattr(grid.subprocess, "Popen", start)
+    monkeypatch.setattr(grid, "queue", SimpleNamespace(SimpleQueue=Places))  # not that of the threads
+    its_settings = chosen(tmp_path, ONLY="fashion_mnist/baseline", SEEDS="0 1", JOBS="2")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            grid._statuses_of_processes(grid.plan(its_settings), its_settings)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [process.returncode for process in started] == [-signal.SIGTERM]
 
 
 @pytest.mark.parametrize(("moment", "status"), [("after", "done"), ("before", "failed")])
