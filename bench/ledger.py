@@ -59,7 +59,7 @@ class Ledger:
         """All records with their paths, ordered by path.
 
         Raises:
-            UserError: a file in the folder is no record.
+            UserError: the folder cannot be searched, or a file in it is no record.
         """
         for path in self.paths():
             yield path, read_record(path)
@@ -68,10 +68,25 @@ class Ledger:
         """The files of all records, in order.
 
         Raises:
-            UserError: the folder cannot be searched.
+            UserError: the folder, or one in it, cannot be searched.
         """
+        return [path for path in self.contents() if path.name.endswith(".json")]
+
+    def contents(self) -> list[Path]:
+        """All files and folders in the ledger's folder, in order; none where there is no folder yet.
+
+        Raises:
+            UserError: the folder, or one in it, cannot be searched.
+        """
+
+        def refuse(error: OSError) -> None:  # pathlib's search would pass over a folder that it may not read, and its records
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise error
+
         try:
-            return sorted(self.folder.rglob("*.json"))
+            return sorted(
+                Path(folder, name) for folder, folders, files in os.walk(self.folder, onerror=refuse) for name in folders + files
+            )
         except (OSError, ValueError) as error:
             raise _no_folder(self.results, error) from error
 
@@ -85,7 +100,7 @@ class Ledger:
 
 
 def _no_folder(results: Path, error: OSError | ValueError) -> UserError:
-    reason = error.strerror if isinstance(error, OSError) else error
+    reason = f"{error.strerror}: {shown(error.filename)}" if isinstance(error, OSError) else error
     return UserError(f"RESULTS={shown(str(results))}: cannot be searched ({reason}); choose another folder")
 
 

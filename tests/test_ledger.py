@@ -104,8 +104,31 @@ def test_fields_that_are_not_known_are_passed_over(tmp_path: Path) -> None:
 
 def test_a_name_that_no_file_system_takes_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "records/smoke/test/small").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"cannot be searched \(File name too long\); choose another folder"):
+    with pytest.raises(UserError, match=r"cannot be searched \(File name too long: '.* \.\.\.\); choose another folder"):
         Ledger(tmp_path).find(small_run(seed=10**300))
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its records would be missing from the report, as if they had not been run."""
+    ledger = Ledger(tmp_path)
+    for seed in (0, 1):
+        ledger.write(small_run(seed), record(seed))
+    closed, scandir = ledger.path(small_run()).parent, os.scandir
+
+    def refuse(folder: Any) -> Any:  # the tests' user may read everything
+        if Path(folder) == closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    assert len(ledger.paths()) == 2
+    monkeypatch.setattr(os, "scandir", refuse)
+    for search in (ledger.paths, ledger.contents):
+        with pytest.raises(UserError, match=rf"cannot be searched \(Permission denied: '{str(closed)[:100]}"):
+            search()
+
+
+def test_a_ledger_without_a_folder_is_empty(tmp_path: Path) -> None:
+    assert Ledger(tmp_path / "absent").paths() == Ledger(tmp_path / "absent").contents() == []
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

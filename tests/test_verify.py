@@ -341,6 +341,15 @@ def test_stray_files_are_found(ledger: Ledger, name: str) -> None:
 # ---- report, data ------------------------------------------------------------------------------------------------------------
 
 
+def test_stray_files_are_looked_for_in_every_folder(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(errors.UserError, match="cannot be searched"):
+        check_folder(ledger)
+
+
 def test_a_report_of_something_else_is_found(ledger: Ledger) -> None:
     page = ledger.results / "RESULTS.md"
     text = page.read_text()

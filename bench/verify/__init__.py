@@ -19,7 +19,7 @@ def examine(results: Path, datasets: Path) -> list[Section]:
     """Verify the ledger in a results folder and all that it rests on.
 
     Raises:
-        UserError: the folder holds no records.
+        UserError: the folder holds no records, or cannot be searched.
     """
     ledger = Ledger(results)
     if not ledger.paths():

@@ -14,7 +14,7 @@ from bench.verify.findings import Finding, Section, compare_text, counted
 
 def check_folder(ledger: Ledger) -> Section:
     """Nothing but records lies in the ledger's folder."""
-    files = [path for path in sorted(ledger.folder.rglob("*")) if not path.is_dir()]
+    files = [path for path in ledger.contents() if not path.is_dir()]
     findings = [
         Finding(str(path), "name", "a record (.json)", "a file of another kind; delete it, or move it out of the ledger")
         for path in files
