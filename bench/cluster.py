@@ -20,7 +20,7 @@ from bench.errors import EXIT_FAILED, UserError
 from bench.experiment import Run
 from bench.leases import alive
 from bench.ledger import Ledger, write_atomically
-from bench.settings import Settings
+from bench.settings import COUNT_DIGITS, Settings, is_count
 from bench.shards import shards, work
 from bench.task import Task
 
@@ -73,13 +73,18 @@ def launcher(values: dict[str, str]) -> Slurm | None:
         return None
     numbers = {}
     for name, least in (("GPUS", 0), ("PARALLEL", 1), ("TIME_LIMIT", 1)):
-        if not values[name].isdecimal() or int(values[name]) < least:
-            raise UserError(f"{name}: expected a whole number from {least} with LAUNCHER=slurm, found {values[name]!r}")
+        if not is_count(values[name], least):
+            expected = f"a whole number from {least} of at most {COUNT_DIGITS} digits with LAUNCHER=slurm"
+            raise UserError(f"{name}: expected {expected}, found {values[name][:80]!r}")
         numbers[name] = int(values[name])
     options = dict(word.lstrip("-").split("=", 1) for word in values["SBATCH"].split() if "=" in word)
     if len(options) != len(values["SBATCH"].split()):
         raise UserError(f"SBATCH: expected words of the form option=value, found {values['SBATCH']!r}")
-    python = tuple(shlex.split(values["TASK_PYTHON"])) or (sys.executable,)
+    try:
+        python = tuple(shlex.split(values["TASK_PYTHON"])) or (sys.executable,)
+    except ValueError as error:
+        found = f"{values['TASK_PYTHON'][:80]!r} ({error})"
+        raise UserError(f"TASK_PYTHON: expected a command as a shell reads it, found {found}") from error
     return Slurm(values["PARTITION"], numbers["GPUS"], numbers["PARALLEL"], numbers["TIME_LIMIT"], options, python)
 
 
@@ -92,10 +97,20 @@ class Array:
 
 
 def arrays(results: Path) -> list[Array]:
-    """The arrays that were submitted for a ledger, in order."""
-    found = sorted((results / "cluster").glob("*/array.json"), key=lambda path: int(path.parent.name))
-    contents = [json.loads(path.read_bytes()) for path in found]
-    return [Array(content["job"], tuple(map(tuple, content["tasks"]))) for content in contents]
+    """The arrays that were submitted for a ledger, in order.
+
+    Raises:
+        UserError: one of their files is none that was written here.
+    """
+    found = {}
+    for path in (results / "cluster").glob("*/array.json"):
+        try:
+            content = json.loads(path.read_bytes())
+            found[int(path.parent.name)] = Array(str(content["job"]), tuple(tuple(map(str, task)) for task in content["tasks"]))
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            expected = "a job array in a folder with its number, found another file"
+            raise UserError(f"{path}: expected {expected}; restore it, or delete its folder if the job has ended") from error
+    return [found[number] for number in sorted(found)]
 
 
 def work_through(runs: Sequence[Run], settings: Settings, its_slurm: Slurm) -> int:

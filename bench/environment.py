@@ -33,8 +33,8 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
-        raise UserError(f"DEVICE: expected auto, cpu, cuda or cuda:N, found {name!r}")
+    if kind not in ("cpu", "cuda") or (index and not re.fullmatch("[0-9]{1,3}", index)) or (kind == "cpu" and index):
+        raise UserError(f"DEVICE: expected auto, cpu, cuda or cuda:N, found {name[:80]!r}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"DEVICE={name}: torch sees no GPU here; run `make doctor` for the reason, or set DEVICE=cpu")
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():

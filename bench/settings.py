@@ -27,6 +27,7 @@ DEFAULTS = {
 
 MOST_SEEDS = 10_000  # a typing error in a range must not fill the memory
 SEED_DIGITS = 18  # more than anybody needs; a seed is part of a file's name
+COUNT_DIGITS = 6  # of processes, GPUs, tasks, minutes; Python itself reads no more than 4,300
 
 Depthwise = Literal["auto", "reference"]
 Switch = Literal["auto", "on", "off"]
@@ -75,6 +76,11 @@ def variable(name: str) -> str:
     return os.environ.get(name) or DEFAULTS[name]
 
 
+def is_count(text: str, least: int) -> bool:
+    """Whether a user wrote a whole number from ``least`` that is not too long to be meant."""
+    return text.isdecimal() and len(text) <= COUNT_DIGITS and int(text) >= least
+
+
 def settings(
     *,
     profile: str,
@@ -105,8 +111,8 @@ def settings(
         )
     if (count := sum(max(0, int(last) - int(first) + 1) for first, last in ends)) > MOST_SEEDS or not count:
         raise UserError(f"SEEDS: expected 1 to {MOST_SEEDS} seeds, found {count} in {seeds[:80]!r}")
-    if jobs != "auto" and (not jobs.isdecimal() or int(jobs) < 1):
-        raise UserError(f"JOBS: expected auto or a whole number from 1, found {jobs!r}")
+    if jobs != "auto" and not is_count(jobs, 1):
+        raise UserError(f"JOBS: expected auto or a whole number from 1 of at most {COUNT_DIGITS} digits, found {jobs[:80]!r}")
     for name, value, kind in (
         ("DEPTHWISE", depthwise, Depthwise),
         ("COMPILE", compile, Switch),

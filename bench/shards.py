@@ -1,5 +1,6 @@
 """Runs cut into shards that can be worked through at different places, none of which needs to know of the others."""
 
+import re
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -40,10 +41,10 @@ def shard_of(runs: Sequence[Run], choice: str) -> list[Run]:
     Raises:
         UserError: ``choice`` names no shard.
     """
-    index, _, count = choice.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+    found = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", choice)
+    if not found or int(found[1]) >= int(found[2]):
         raise UserError(f"--shard: expected I/N with I from 0 to N - 1, as in 0/8, found {choice[:80]!r}")
-    return shards(runs, int(count))[int(index)]
+    return shards(runs, int(found[2]))[int(found[1])]
 
 
 def architecture(run: Run) -> str:

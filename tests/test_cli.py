@@ -22,7 +22,9 @@ from bench.settings import DEFAULTS
             "SEEDS: expected whole numbers from 0 of at most 18 digits, as in SEEDS='0 1 2' or SEEDS=0-2, found 'a'",
         ),
         (["grid", "--seeds", "-1"], "SEEDS: expected whole numbers from 0"),
-        (["grid", "--jobs", "0"], "JOBS: expected auto or a whole number from 1, found '0'"),
+        (["grid", "--jobs", "0"], "JOBS: expected auto or a whole number from 1 of at most 6 digits, found '0'"),
+        (["grid", "--jobs", "9" * 5000], f"from 1 of at most 6 digits, found '{'9' * 80}'\n"),
+        (["grid", "--seeds", "0-" + "9" * 5000], "SEEDS: expected whole numbers from 0 of at most 18 digits"),
         (["grid", "--only", "nothing/*"], "ONLY='nothing/*' matches no experiment"),
         (["grid", "--profile", "smoke", "--device", "tpu"], "DEVICE: expected auto, cpu, cuda or cuda:N, found 'tpu'"),
         (["grid", "--weights", "no-such.pth"], "WEIGHTS=no-such.pth: expected a file, found none"),
@@ -139,7 +141,7 @@ def test_device_numbers_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(UserError, match=r"this machine has 2 GPU\(s\), numbered from 0"):
         choose_device("cuda:2")
-    for wrong in ("cuda:x", "cuda:-1", "cpu:0", "CUDA", ""):
+    for wrong in ("cuda:x", "cuda:-1", "cpu:0", "CUDA", "", "cuda:" + "9" * 5000):
         with pytest.raises(UserError, match="DEVICE: expected"):
             choose_device(wrong)
 

@@ -44,13 +44,18 @@ def test_choices_become_what_a_task_asks_for() -> None:
         ("GPUS", "all", "expected a whole number from 0"),
         ("PARALLEL", "0", "expected a whole number from 1"),
         ("TIME_LIMIT", "1:00", "expected a whole number from 1"),
+        ("TIME_LIMIT", "9" * 5000, "expected a whole number from 1 of at most 6 digits"),
+        ("PARALLEL", "9" * 5000, "expected a whole number from 1 of at most 6 digits"),
+        ("GPUS", "9" * 5000, "expected a whole number from 0 of at most 6 digits"),
+        ("TASK_PYTHON", "a 'b", 'expected a command as a shell reads it, found "a \'b" (No closing quotation)'),
         ("SBATCH", "--exclusive", "expected words of the form option=value"),
     ],
 )
 def test_what_is_no_choice_is_one_clear_line(name: str, value: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [word for key, given in (CHOICE | {name: value}).items() for word in (f"--{key.lower().replace('_', '-')}={given}",)]
     assert cli.main(["grid", "--profile", "smoke", "--dry-run", *flags]) == errors.EXIT_USER
-    assert capsys.readouterr().err.startswith(f"error: {name}: {expected}")
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {name}: {expected}") and said.count("\n") == 1 and len(said) < 250
 
 
 def test_without_submitit_one_line_says_what_to_do(
@@ -267,6 +272,31 @@ def test_who_comes_back_finds_what_is_in_the_queue(
         text = cluster.status(RUNS, chosen(tmp_path))
     assert text.splitlines()[0] == "1 running, 1 waiting, 1 done, 5 due"
     assert text.splitlines()[1:] == ["cifar100/baseline 0: running", "cifar100/baseline 1: waiting"]
+
+
+ARRAY = '{"job": "1", "tasks": [["cifar100/baseline 0"]]}'
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [("1", ""), ("1", "{}"), ("1", "[]"), ("1", '{"job": "1", "tasks": 3}'), ("1", "[" * 100_000), ("x", ARRAY)],
+    ids=lambda text: text[:10],
+)
+def test_what_is_no_array_is_one_clear_line(number: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cluster" / number / "array.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert cli.main(["grid", "--profile", "smoke", "--status", "--results", str(tmp_path)]) == errors.EXIT_USER
+    expected = f"error: {path}: expected a job array in a folder with its number, found another file; restore it, or delete"
+    said = capsys.readouterr().err
+    assert said.startswith(expected) and said.count("\n") == 1
+
+
+def test_arrays_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (10, 9):
+        (tmp_path / f"cluster/{number}").mkdir(parents=True)
+        (tmp_path / f"cluster/{number}/array.json").write_text(f'{{"job": "{number}", "tasks": []}}')
+    assert [array.job for array in cluster.arrays(tmp_path)] == ["9", "10"]
 
 
 def test_a_queue_that_does_not_answer_is_no_empty_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_the_seeds_of_a_row_are_spread_where_its_architecture_is_cut() -> None:
     assert len(experiments["cifar100/scratch_convnext"]) == 10
 
 
-@pytest.mark.parametrize("choice", ["3/3", "1", "/", "0/0", "-1/2", "a/b", "1/2/3"])
+@pytest.mark.parametrize("choice", ["3/3", "1", "/", "0/0", "-1/2", "a/b", "1/2/3", "0/" + "9" * 5000, "9" * 5000 + "/1"])
 def test_what_is_no_shard_is_refused(choice: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="expected I/N with I from 0 to N - 1"):
         shard_of(TEN_SEEDS, choice)

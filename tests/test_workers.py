@@ -57,7 +57,7 @@ def test_auto_on_the_cpu_is_what_cores_and_memory_have_room_for(
 
 
 def test_what_is_no_number_of_processes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="JOBS: expected auto or a whole number from 1, found 'all'"):
+    with pytest.raises(UserError, match="JOBS: expected auto or a whole number from 1 of at most 6 digits, found 'all'"):
         asked(tmp_path, "all")
 
 
