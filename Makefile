@@ -220,10 +220,13 @@ absolute = $(if $(word 2,$(1)),$(error $(1): expected a path without spaces, whi
 TTY = $(if $(MAKE_TERMOUT),$(shell test -t 0 && echo --interactive --tty))
 DATA_FOLDER = $(call absolute,$(or $(DATASETS),datasets))
 RESULTS_FOLDER = $(call absolute,$(LEDGER))
+# All that is documented but what is mounted, what is about the container itself, and what cannot work in it: there is no
+# Slurm (LAUNCHER), the locks are read-only (UPGRADE), and nobody outside reaches a port (PORT).
+GIVEN_INSIDE = PROFILE SEEDS DEVICE JOBS ONLY DEPTHWISE COMPILE CUDA_GRAPH TESTS FUZZ QUICK IMAGES
 CONTAINER = $(strip $(DOCKER) run --rm --init $(TTY) --user "$$(id -u):$$(id -g)" \
     $(if $(filter none,$(GPUS)),,--gpus "$(GPUS)") --ipc=host $(if $(filter data all,$(TARGET)),,--network none) \
     --volume "$(CURDIR):/bench:ro" --volume "$(DATA_FOLDER):/datasets" --volume "$(RESULTS_FOLDER):/results" \
-    $(foreach name,PROFILE SEEDS DEVICE JOBS ONLY TESTS,$(if $($(name)),--env $(name)="$($(name))")) \
+    $(foreach name,$(GIVEN_INSIDE),$(if $($(name)),--env $(name)="$($(name))")) \
     $(if $(WEIGHTS),--volume "$(call absolute,$(WEIGHTS)):/weights/$(notdir $(WEIGHTS)):ro" --env WEIGHTS="/weights/$(notdir $(WEIGHTS))") \
     $(if $(FROM),$(foreach folder,$(abspath $(FROM)),--volume "$(folder):$(folder):ro") --env FROM="$(abspath $(FROM))") \
     --env BENCH_COMMIT="$(COMMIT)" $(DOCKER_FLAGS) $(IMAGE))

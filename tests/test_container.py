@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_makefile import ROOT, Program, make, plan
+from tests.test_makefile import MAKEFILE, ROOT, Program, make, plan
 
 
 @pytest.fixture
@@ -62,6 +62,19 @@ def test_variables_and_files_reach_the_container(docker: Program, tmp_path: Path
     expected = {"SEEDS": "0 1", "ONLY": "fashion/*", "WEIGHTS": "/weights/convnext.pth", "FROM": f"{one} {two}"}
     assert variables == expected
     assert values(run, "--volume")[3:] == [f"{weights}:/weights/convnext.pth:ro", f"{one}:{one}:ro", f"{two}:{two}:ro"]
+
+
+def test_every_variable_that_means_something_inside_reaches_it(docker: Program) -> None:
+    """IMAGES=none that is lost would put test images into files that are published."""
+    mounted = {"DATASETS", "RESULTS", "WEIGHTS", "FROM"}
+    outside = {"LAUNCHER", "UPGRADE", "PORT", "TARGET", "GPUS", "DOCKER", "IMAGE"}
+    documented = set(re.findall(r"^#[:=] ([A-Z_]+)", MAKEFILE, re.MULTILINE))
+    assert mounted | outside < documented
+    given = {name: f"value of {name}" for name in documented - mounted - outside}
+    run = contain(docker, "container", "TARGET=all", *(f"{name}={value}" for name, value in given.items()))
+    variables = dict(value.split("=", 1) for value in values(run, "--env"))
+    del variables["BENCH_COMMIT"]
+    assert variables == given
 
 
 @pytest.mark.parametrize("name", ["WEIGHTS", "FROM"])
