@@ -34,7 +34,7 @@ from bench.measure.estimate import Estimator, duration
 from bench.profiles import at_profile
 from bench.progress import Unseen, Watcher
 from bench.settings import Settings
-from bench.workers import workers
+from bench.workers import devices, workers
 from data.fetch import weights_path
 from data.sources import IMAGENET_WEIGHTS
 from models import WeightsError, read_state_dict
@@ -207,7 +207,8 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
     settings = replace(settings, jobs=len(workers(settings)))
     estimates = _estimates(due, settings, device)
     if estimates:
-        print(f"about {duration(sum(estimates) / (settings.jobs or 1))} on this device, from a few timed steps", flush=True)
+        seconds = sum(estimates) / min(devices(settings), len(due))
+        print(f"about {duration(seconds)} on this device, from a few timed steps", flush=True)
     started = time.perf_counter()
     statuses = _statuses(due, settings, estimates)
     while busy := [i for i, status in enumerate(statuses) if status == "busy"]:

@@ -25,6 +25,11 @@ def workers(settings: Settings) -> list[dict[str, str]]:
     return [threads | device for device in devices]
 
 
+def devices(settings: Settings) -> int:
+    """How many devices the processes have between them. The CPU is one: what shares its threads is no sooner done."""
+    return len({worker.get("CUDA_VISIBLE_DEVICES") for worker in workers(settings)})
+
+
 def visible_gpus(device: str) -> list[str]:
     """The GPUs to share, as CUDA_VISIBLE_DEVICES names them; none where ``device`` is the CPU or one GPU."""
     if device not in ("auto", "cuda") or choose_device(device).type != "cuda":

@@ -61,6 +61,31 @@ def test_what_is_no_number_of_processes_is_refused(tmp_path: Path) -> None:
         asked(tmp_path, "all")
 
 
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "seeds", "said"),
+    [
+        (0, "1", "0", "about 5 min"),
+        (0, "2", "0", "about 5 min"),
+        (0, "2", "0 1", "about 10 min"),
+        (2, "2", "0", "about 5 min"),
+        (2, "1", "0 1", "about 10 min"),
+        (2, "4", "0-3", "about 10 min"),
+        (4, "auto", "0-2", "about 5 min"),
+    ],
+)
+def test_an_estimate_is_divided_by_devices_that_have_a_run(
+    gpus: int, jobs: str, seeds: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five minutes a run, timed on all threads, of which each process has its share."""
+    machine(monkeypatch, gpus=gpus)
+    monkeypatch.setattr(grid.environment, "choose_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(grid, "_estimates", lambda due, its_settings, device: [300.0] * len(due))
+    monkeypatch.setattr(grid, "_statuses", lambda due, its_settings, estimates: ["done"] * len(due))
+    its_settings = chosen(tmp_path, JOBS=jobs, DEVICE="auto", ONLY="cifar100/baseline", SEEDS=seeds)
+    assert grid.work_through(grid.plan(its_settings), its_settings) == 0
+    assert f"\n{said} on this device" in capsys.readouterr().out
+
+
 def test_processes_of_a_grid_get_their_device_and_never_share_one_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four runs on two GPUs, in processes that only say on which they would be."""
     machine(monkeypatch, gpus=2)
