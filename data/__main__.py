@@ -59,6 +59,9 @@ def _prepare_weights(root: Path, options: argparse.Namespace) -> None:
     if options.folders:
         path = fetch.imagenet_weights_from(options.folders, root)
         if path is None:
+            folders = ", ".join(map(str, options.folders))
+            advice = "put the file there or set WEIGHTS=FILE, else `make all` fetches it over the network"
+            print(f"{sources.IMAGENET_WEIGHTS.filename}  not under {folders}; {advice}")
             return
     else:
         path = fetch.imagenet_weights(root, options.mirrors)

@@ -69,12 +69,25 @@ def test_from_a_folder_and_again(root, tmp_path, capsys):
     write_files(tmp_path / "a", binary_files(CIFAR_RAW))
     write_files(tmp_path / "b" / "deep", idx_files(FASHION_RAW))
     arguments = ["--root", str(root), "--from", str(tmp_path / "a"), "--from", str(tmp_path / "b")]
-    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, "--no-weights"]) == 0
     assert capsys.readouterr().out.splitlines() == split_lines("verified")
-    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, "--no-weights"]) == 0
     out, err = capsys.readouterr()
     assert (out.splitlines(), err) == (split_lines("ready"), "")
     assert data.load("cifar100", root).train.sha256 == CIFAR.train.sha256
+
+
+def test_folders_without_the_weights_are_named(root, tmp_path, capsys):
+    write_files(tmp_path / "a", {**binary_files(CIFAR_RAW), **idx_files(FASHION_RAW)})
+    (tmp_path / "b").mkdir()
+    arguments = ["--root", str(root), "--from", str(tmp_path / "a"), "--from", str(tmp_path / "b")]
+    assert cli.main(arguments) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines == split_lines("verified")
+    assert last.startswith(f"convnext_tiny-983f1562.pth  not under {tmp_path / 'a'}, {tmp_path / 'b'}; put the file there")
+    write_files(tmp_path / "b", WEIGHTS)
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("  verified")
 
 
 def test_over_the_network_with_weights(root, capsys, monkeypatch):
@@ -108,7 +121,7 @@ def test_only_takes_one_set(root, tmp_path, capsys):
 
 def test_one_set_that_fails_does_not_stop_the_other(root, tmp_path, capsys):
     write_files(tmp_path / "in", {**idx_files(FASHION_RAW), ARCHIVE: FILES[ARCHIVE][:9000]})
-    assert cli.main(["--root", str(root), "--from", str(tmp_path / "in")]) == 2
+    assert cli.main(["--root", str(root), "--from", str(tmp_path / "in"), "--no-weights"]) == 2
     out, err = capsys.readouterr()
     assert out.splitlines() == split_lines("verified")[2:]
     assert len(err.splitlines()) == 1
