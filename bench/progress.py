@@ -10,7 +10,6 @@ Another tracker is one function, named before the suite starts, as in this scrip
     sys.exit(cli.main(["grid"]))
 """
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -66,9 +65,9 @@ class Curves:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         with self._writable():
-            # an interrupted run writes its curves anew from the checkpoint, so that no point stands twice
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)  # and never removed: what is open elsewhere leaves a file in it on NFS
+            for earlier in folder.glob("*tfevents*"):  # an interrupted run writes its curves anew: no point stands twice
+                earlier.unlink()
             self._file = (folder / f"events.out.tfevents.{int(time.time())}").open("wb")
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 

@@ -1,5 +1,7 @@
 """What is seen of a run while it trains: its line, TensorBoard's curves and hyper-parameters, other trackers."""
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,23 @@ def test_curves_have_every_epoch_once(tmp_path: Path) -> None:
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("accuracy/test")] == [(1, 10.0), (2, 20.0), (3, 30.0)]
     assert set(events.Tags()["scalars"]) == scalars(entry(1), TIMING).keys()
+
+
+def test_curves_are_begun_anew_in_a_folder_that_cannot_be_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS, while somebody looks at the curves of the interrupted run."""
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    watch(DUAL, tmp_path, epochs=2)
+    (earlier,) = tmp_path.iterdir()
+    earlier.rename(earlier.with_suffix(".1"))  # of another second
+    (tmp_path / ".nfs0001").touch()
+    monkeypatch.setattr(os, "rmdir", refuse)
+    watch(DUAL, tmp_path, epochs=3)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("accuracy/test")] == [1, 2, 3]
 
 
 def test_hyper_parameters_stand_in_the_runs_own_file(tmp_path: Path) -> None:
