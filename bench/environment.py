@@ -62,7 +62,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # plain text, for a checkpoint holds it too
         "torchvision": _version("torchvision"),
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,  # type: ignore[no-untyped-call]

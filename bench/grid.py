@@ -140,7 +140,8 @@ def execute(run: Run, settings: Settings, position: str = "") -> Record:
         record = _empty_record(run, device)
         ranks.begin()
         try:
-            record |= _attempt(run, settings, device, checkpoint, position, record["environment"])
+            session = {"environment": record["environment"], "code": record["code"]}
+            record |= _attempt(run, settings, device, checkpoint, position, session)
         except (KeyboardInterrupt, SystemExit):
             record["results"] = _failure("interrupted", None)
             raise
@@ -167,7 +168,7 @@ def assist(run: Run, settings: Settings) -> None:
     if ranks.begin():
         environment.make_deterministic()
         device = environment.choose_device(settings.device)
-        _attempt(run, settings, device, Unwritten(settings.results / "checkpoints" / run.key), "", {})
+        _attempt(run, settings, device, Unwritten(settings.results / "checkpoints" / run.key), "", {"environment": {}, "code": {}})
 
 
 def _is_of_memory(error: Exception) -> bool:
@@ -356,7 +357,7 @@ def status_of_the_dead(run: Run, settings: Settings, how: str) -> str:
 
 
 def _attempt(
-    run: Run, settings: Settings, device: torch.device, checkpoint: CheckpointFolder, position: str, machine: dict[str, Any]
+    run: Run, settings: Settings, device: torch.device, checkpoint: CheckpointFolder, position: str, session: dict[str, Any]
 ) -> dict[str, Any]:
     dataset = _dataset(run.experiment.dataset, settings.datasets)
     classes = len(dataset.classes)
@@ -370,7 +371,7 @@ def _attempt(
         )
     steps = recipe.epochs * (len(splits.train) // recipe.batch_size)
     execution = ranks.from_first(lambda: choose(network, recipe.precision, device, choices(settings), steps=steps))
-    started = _now()
+    begun = _now()
     curves = settings.results / "tensorboard" / run.key
     looking_on = Watcher(run, curves, position) if ranks.rank() == 0 else nullcontext(Unseen())
     with looking_on as watcher, stopping.heeding():
@@ -382,9 +383,11 @@ def _attempt(
             observer=watcher,
             execution=execution,
             checkpoint_seconds=CHECKPOINT_SECONDS,
+            begun=begun,
+            session=session,
         )
     return {
-        "environment": machine | progress.execution.described() | _processes(progress.processes),
+        "environment": session["environment"] | progress.execution.described() | _processes(progress.processes),
         "data": {
             "name": dataset.name,
             "train_sha256": dataset.train.sha256,
@@ -393,7 +396,13 @@ def _attempt(
         },
         "cost": cost_of(run.experiment.model, classes),
         "results": results,
-        "timings": {"started": started, "finished": None, "restarts": progress.restarts, "epochs": progress.timings},
+        "timings": {
+            "started": progress.begun,
+            "finished": None,
+            "restarts": progress.restarts,
+            "epochs": progress.timings,
+            **({"earlier": progress.earlier} if progress.earlier else {}),
+        },
     }
 
 

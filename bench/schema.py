@@ -148,6 +148,10 @@ FIELDS = (
     Field("timings.epochs.*", OBJECT),
     Field("timings.epochs.*.train_seconds", SECONDS),
     Field("timings.epochs.*.evaluation_seconds", SECONDS),
+    Field("timings.earlier.*", OBJECT),  # where there are any
+    Field("timings.earlier.*.environment", OBJECT, reported=False),
+    Field("timings.earlier.*.code", OBJECT, reported=False),
+    Field("timings.earlier.*.epochs", COUNT, reported=False),
 )
 WHEN_PRESENT = (  # what is left out where it is not used
     Field("configuration.experiment.train_images", COUNT),
@@ -163,6 +167,7 @@ WHEN_PRESENT = (  # what is left out where it is not used
     Field("cost.attention_maps.*", MAP),
     Field("results.epochs.*.gates", OBJECT),
     Field("results.epochs.*.gates.*", NUMBER),
+    Field("timings.earlier", FILLED_LIST),
 )
 WHEN_GATED = (  # of a network with attention
     Field("cost.attention_parameters", COUNT),

@@ -25,8 +25,8 @@ from bench import cli, errors, grid
 from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.train import build_network
 from bench.environment import ROOT
-from bench.experiment import canonical_json
-from bench.ledger import Ledger, Record
+from bench.experiment import Experiment, canonical_json
+from bench.ledger import Ledger, Record, read_record
 from bench.profiles import PROFILES, smoke
 from bench.settings import DEFAULTS, Settings, settings
 from models import convnext_tiny
@@ -170,9 +170,61 @@ def test_interrupted_run_says_so_and_is_continued(small: None, tmp_path: Path, m
     assert record["results"]["status"] == "interrupted"
     continued = grid.execute(run, its_settings)
     assert continued["timings"]["restarts"] == 1
+    assert "earlier" not in continued["timings"], "it was this machine and code all the time"
     straight = grid.execute(run, chosen(tmp_path / "straight"))
     assert without_timings(continued) == without_timings(straight)
     assert curve(tmp_path / "tensorboard" / run.key) == curve(tmp_path / "straight/tensorboard" / run.key)
+
+
+def test_a_record_tells_of_sessions_on_other_machines_and_by_other_code(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch on a machine, the next one by other code, none on a third machine, the last two where it began."""
+    monkeypatch.setitem(PROFILES, "smoke", lambda experiment: with_epochs(smoke(experiment), 4))
+    monkeypatch.setattr(grid, "CHECKPOINT_SECONDS", 0)
+    its_settings = chosen(tmp_path, ONLY="fashion_mnist/baseline")
+    (run,) = grid.plan(its_settings)
+    describe, state, save = grid.environment.describe, grid.environment.code_state(), CheckpointFolder.save
+    clock = itertools.count()
+    monkeypatch.setattr(grid, "_now", lambda: f"moment {next(clock):03}")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def session(torch_version: str, commit: str, epochs: int) -> Record:
+        """One that is stopped after so many epochs of its own; in its first step with 0."""
+        saved = itertools.count(1)
+
+        def save_and_stop(self: CheckpointFolder, its_state: dict[str, Any]) -> None:
+            save(self, its_state)
+            if next(saved) == epochs:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(grid.environment, "describe", lambda device: describe(device) | {"torch": torch_version})
+            patched.setattr(grid.environment, "code_state", lambda: state | {"commit": commit})
+            patched.setattr(CheckpointFolder, "save", save_and_stop)
+            if epochs == 0:
+                patched.setattr(grid.stopping, "wanted", lambda: True)
+                patched.setattr(grid.stopping, "leave", interrupt)
+            return grid.execute(run, its_settings)
+
+    for each in (("2.11", "a", 1), ("2.11", "a", 1), ("2.11", "b", 1), ("2.13", "b", 0)):
+        with pytest.raises(KeyboardInterrupt):
+            session(*each)
+    record = session("2.11", "a", 9)
+    assert record["environment"]["torch"] == "2.11" and record["code"]["commit"] == "a"
+    timings = record["timings"]
+    assert timings["restarts"] == 4 and timings["started"] < "moment 003"
+    told = [(each["environment"]["torch"], each["code"]["commit"], each["epochs"]) for each in timings["earlier"]]
+    assert told == [("2.11", "a", 2), ("2.11", "b", 3), ("2.13", "b", 3)]
+    assert timings["earlier"][2]["environment"] == describe(torch.device("cpu")) | {"torch": "2.13"}
+    assert [len(record[part]["epochs"]) for part in ("results", "timings")] == [4, 4]
+    assert read_record(Ledger(tmp_path).path(run))["timings"] == timings
+
+
+def with_epochs(experiment: Experiment, epochs: int) -> Experiment:
+    return replace(experiment, recipe=replace(experiment.recipe, epochs=epochs))
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:

@@ -267,6 +267,20 @@ def test_a_run_stays_on_its_type_of_device(tmp_path: Path) -> None:
         train_small(small_run(), tmp_path)
 
 
+def test_a_checkpoint_from_before_sessions_were_told_apart_goes_on(tmp_path: Path) -> None:
+    straight = train_small(small_run(), tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        train_small(small_run(), tmp_path / "old", Recorder((2, 2)), begun="then", session={"code": "old"})
+    checkpoint = CheckpointFolder(tmp_path / "old")
+    state = checkpoint.load(small_run().configuration_sha256, CPU)
+    assert state is not None
+    assert (state["progress"].pop("begun"), state["progress"].pop("session")) == ("then", {"code": "old"})
+    assert state["progress"].pop("earlier") == []
+    checkpoint.save(state)
+    continued = train_small(small_run(), tmp_path / "old", begun="now", session={"code": "new"})
+    assert canonical_json(continued) == canonical_json(straight)
+
+
 def test_a_finished_run_leaves_its_best_weights_alone(tmp_path: Path) -> None:
     train_small(small_run(), tmp_path)
     CheckpointFolder(tmp_path).finish()

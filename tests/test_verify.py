@@ -118,6 +118,11 @@ PROBLEMS: dict[str, tuple[Callable[[Record], None], str]] = {
         put("timings", "epochs", 0, "train_seconds", value=-1.0),
         "timings.epochs.1.train_seconds: expected a positive",
     ),
+    "no earlier session": (put("timings", "earlier", value=[]), "timings.earlier: expected a list that is not empty, found []"),
+    "an earlier session that came nowhere": (
+        put("timings", "earlier", value=[{"environment": {}, "code": {}}]),
+        "timings.earlier.1.epochs: expected a whole number from 0, found nothing",
+    ),
     "half a hash": (put("data", "train_sha256", value="e1f1"), "data.train_sha256: expected a SHA-256, found 'e1f1'"),
     "no gates": (put(*EPOCHS, 3, "gates", value=GONE), "results.epochs.4.gates: expected an object, found nothing"),
     "done without results": (put("results", "final", value=None), "results.final: expected an object, found None"),

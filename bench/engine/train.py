@@ -60,6 +60,9 @@ class Progress:
     execution: Execution = field(default_factory=Execution)
     partial: dict[str, Any] | None = None  # of an epoch that was left in its middle
     processes: list[int] = field(default_factory=list)  # how many trained the run, one number for each time that it changed
+    begun: str = ""  # the time at which the first session began
+    session: Entry = field(default_factory=dict)  # the present one: what a record says of its environment and code
+    earlier: list[Entry] = field(default_factory=list)  # those before, one for each time that it changed, and how far each came
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ def train(
     observer: Observer,
     execution: Execution = Execution(),  # noqa: B008 - frozen
     checkpoint_seconds: float = 0,
+    begun: str = "",
+    session: Entry | None = None,
 ) -> tuple[dict[str, Any], Progress]:
     """Train ``network`` in place and return the results part of the record, and the progress with its timings.
 
@@ -128,6 +133,8 @@ def train(
         execution: the mode, unless a checkpoint holds the one that the run began with.
         checkpoint_seconds: an epoch that ends sooner after the last checkpoint leaves none; 0: every epoch does. The state takes
             as long to write as a GPU takes for an epoch.
+        begun: the time at which this session began.
+        session: its environment and code.
 
     Raises:
         UserError: the checkpoint cannot be read or written, or was made on another type of device.
@@ -143,7 +150,8 @@ def train(
     assert steps > 0, "a batch is larger than the training split"
 
     # ---- resume ------------------------------------------------------------------------------------------------------
-    progress = Progress(execution=execution)
+    session = session or {}
+    progress = Progress(execution=execution, begun=begun, session=session)
     if state := checkpoint.load(run.configuration_sha256, device):
         if state["device"] != device.type:  # the mode of computing, and with it the result, would change in the middle of a run
             raise UserError(
@@ -155,6 +163,10 @@ def train(
         state["progress"]["execution"] = Execution(**state["progress"]["execution"])
         progress = Progress(**state["progress"])
         progress.restarts += 1
+        progress.begun = progress.begun or begun  # one from before sessions were told apart has none
+        if progress.session not in ({}, session):
+            progress.earlier.append(progress.session | {"epochs": len(progress.epochs)})
+        progress.session = session
         observer.resumed(progress.epochs, progress.timings)
     ranks.wait_for_all()  # nobody writes a checkpoint before all have read this one
     if progress.processes[-1:] != [ranks.size()]:
