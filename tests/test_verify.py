@@ -210,6 +210,10 @@ NOTES: dict[str, tuple[Callable[[Record], None], str]] = {
         put("environment", "deterministic", value=False),
         "environment.deterministic: expected true, found false",
     ),
+    "a machine before": (
+        put("timings", "earlier", value=[{"environment": {}, "code": {}, "epochs": 3}]),
+        "timings.earlier: expected one machine and code for all epochs, found others up to epoch 3",
+    ),
 }
 
 

@@ -234,6 +234,9 @@ def made_by_committed_code(case: Case) -> Iterator[Finding]:
         yield Finding(case.place, "code.dirty", "false", "true", note=True)
     if not case.record["environment"]["deterministic"]:
         yield Finding(case.place, "environment.deterministic", "true", "false", note=True)
+    if earlier := case.record["timings"].get("earlier"):
+        found = f"others up to epoch {earlier[-1]['epochs']}"
+        yield Finding(case.place, "timings.earlier", "one machine and code for all epochs", found, note=True)
 
 
 Check = Callable[[Case], Iterator[Finding]]
@@ -248,7 +251,7 @@ CHECKS: tuple[tuple[Check, tuple[str, ...]], ...] = (  # each with the sections 
     (cost_is_the_networks, ("run", "configuration", "cost")),
     (lock_is_known, ("code",)),
     (torch_is_the_locks, ("code", "environment")),
-    (made_by_committed_code, ("code", "environment")),
+    (made_by_committed_code, ("code", "environment", "timings")),
 )
 
 
