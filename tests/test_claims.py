@@ -244,6 +244,15 @@ def test_times_in_another_mode_of_execution_are_not_mixed_in() -> None:
     assert figures(judged(found + compiled, 11)) == figures(judged(found, 11))
 
 
+def test_times_of_a_run_that_changed_machines_are_not_compared() -> None:
+    truth = dict.fromkeys(CLAIMS[10].rows, 50.0)
+    found, moved = ledger(truth, seeds=3), [item for item in ledger(truth, seeds=5) if item[1]["run"]["seed"] > 2]
+    for _, content in moved:
+        content["timings"] |= {"epochs": [{"train_seconds": 1.0}], "earlier": [{"environment": {}, "code": {}, "epochs": 1}]}
+    assert judged(found + moved, 11).seeds == "3"
+    assert figures(judged(found + moved, 11)) == figures(judged(found, 11))
+
+
 def test_rows_on_different_images_are_not_compared() -> None:
     """The profile mini gives rows with the CIFAR stem fewer images than those with the default one."""
     judgement = judged(ledger(STUDY, profile="mini"), 7, "mini")

@@ -322,6 +322,8 @@ def test_times_of_different_devices_and_modes_are_not_mixed() -> None:
     kept = timed(row_of(*records), "Processor, 2 threads")
     assert [record["run"]["seed"] for record in kept] == [1, 2]
     assert timed(row_of(*records), "another") == []
+    records[1]["timings"]["earlier"] = [{"environment": {}, "code": {}, "epochs": 1}]
+    assert [record["run"]["seed"] for record in timed(row_of(*records[1:]), "Processor, 2 threads")] == [2]
 
 
 @pytest.mark.usefixtures("styled")

@@ -13,7 +13,7 @@ import pytest
 
 from bench.catalog import EXPERIMENTS, find
 from bench.environment import ROOT
-from bench.experiment import Run, Weights
+from bench.experiment import Run, Weights, canonical_json
 from bench.ledger import Ledger
 from bench.profiles import at_profile
 from bench.provenance import LOCKED_TORCH, commit_of
@@ -264,6 +264,21 @@ def test_speed_comes_from_the_timings(ledger: Ledger) -> None:
     cells = cells_of(page_of(ledger).partition("### Time")[2], "cifar100/baseline")
     mode = "bf16; depthwise convolution"
     assert list(cells.values()) == ["`cifar100/baseline`", "Processor, 2 threads", "4.00", "250", "0.5", mode]
+
+
+def test_speed_leaves_out_runs_that_changed_machines(ledger: Ledger) -> None:
+    found = [item for item in ledger.records() if item[1]["run"]["experiment"] == "cifar100/baseline"]
+    pages = []
+    for path, record in found:
+        record["timings"]["epochs"][0]["train_seconds"] = 1.0
+        record["timings"]["earlier"] = [{"environment": {}, "code": {}, "epochs": 1}]
+        record["environment"]["device"] = "Another"
+        path.write_text(canonical_json(record))
+        pages.append(page_of(ledger).partition("### Time")[2].partition("###")[0])
+    assert len(pages) == 3
+    for page in pages[:2]:
+        assert list(cells_of(page, "cifar100/baseline").values())[1:3] == ["Processor, 2 threads", "4.00"]
+    assert "`cifar100/baseline`" not in pages[2], "none is left"
 
 
 def test_every_record_is_linked_and_every_link_leads_to_a_record(ledger: Ledger) -> None:

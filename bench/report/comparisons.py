@@ -126,8 +126,8 @@ def _timed(slow: Row, fast: Row) -> tuple[str, Values]:
     most seeds count; the others are left out. A seed whose two runs were made on different devices counts nowhere.
     """
     groups: dict[tuple[str, str, str], Values] = {}
-    theirs = {record["run"]["seed"]: record for record in fast.done}
-    for mine in slow.done:
+    theirs = {record["run"]["seed"]: record for record in fast.timed}
+    for mine in slow.timed:
         other = theirs.get(mine["run"]["seed"])
         if other and device_in_words(mine["environment"]) == device_in_words(other["environment"]):
             key = (device_in_words(mine["environment"]), canonical_json(mine["environment"]), canonical_json(other["environment"]))

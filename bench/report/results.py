@@ -167,7 +167,7 @@ def _tables(profile: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _time(rows: Sequence[Row]) -> str:
-    return f"### Time\n\n{TIME_NOTE}\n\n{table([time_line(row) for row in rows if row.done])}\n"
+    return f"### Time\n\n{TIME_NOTE}\n\n{table([time_line(row) for row in rows if row.timed])}\n"
 
 
 def _recipes(rows: Sequence[Row]) -> str:

@@ -29,6 +29,11 @@ class Row:
         return [record for _, record in self.found if record["results"]["status"] == "done"]
 
     @property
+    def timed(self) -> list[Record]:
+        """Those of them whose times all belong to the machine and code that they name."""
+        return [record for record in self.done if "earlier" not in record["timings"]]
+
+    @property
     def failures(self) -> list[str]:
         """The statuses of the other records."""
         return [str(record["results"]["status"]) for _, record in self.found if record["results"]["status"] != "done"]

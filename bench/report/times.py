@@ -16,8 +16,8 @@ TIME_NOTE = (
 
 
 def time_line(row: Row) -> Line:
-    """How long the epochs of a row took, by the runs of one device and environment."""
-    records = made_alike(row.done)
+    """How long the epochs of a row took, which has been timed, by the runs of one device and environment."""
+    records = made_alike(row.timed)
     epochs = [epoch for record in records for epoch in record["timings"]["epochs"]]
     images = records[0]["results"]["epochs"][0]["train"]["images"]
     seconds = statistics.median(epoch["train_seconds"] for epoch in epochs)

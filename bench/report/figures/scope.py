@@ -92,7 +92,7 @@ def accuracy_label(rows: Sequence[Row]) -> str:
 
 def timed(row: Row, machine: str) -> list[Record]:
     """The records of a row whose times can be compared: of one device, and of its environments the one with most records."""
-    return made_alike(record for record in row.done if device_in_words(record["environment"]) == machine)
+    return made_alike(record for record in row.timed if device_in_words(record["environment"]) == machine)
 
 
 def usual_device(rows: Sequence[Row]) -> str:

@@ -128,7 +128,7 @@ def _row_lines(ran: Sequence[Row], rows: Sequence[Row]) -> list[Line]:
 
 
 def _row_line(row: Row, accuracies: Line) -> Line:
-    line = dict.fromkeys(COLUMNS, "") | accuracies | (time_line(row) if row.done else {})
+    line = dict.fromkeys(COLUMNS, "") | accuracies | (time_line(row) if row.timed else {})
     line |= {"experiment": f"`{row.experiment.name}`", "part": row.experiment.table}
     line["seeds"] = ", ".join(_link(record["run"]["seed"], _record_name(path, record)) for path, record in row.found)
     return _linked({column: line[column] for column in COLUMNS}, row)
