@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench import cluster, memory, stopping
 from bench.errors import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, UserError
-from bench.settings import DEFAULTS, Settings, settings, variable
+from bench.settings import COUNT_DIGITS, DEFAULTS, Settings, is_count, settings, variable
 
 FLAGS = {
     "PROFILE": "budget: paper (the study's), mini (two CPU cores), smoke (seconds)",
@@ -207,8 +207,8 @@ def _plan(chosen: Settings, *, gpus: str, price: str, throughput: str, gpu_secon
     from bench.planning import pace_of, pace_of_epoch, planned
     from bench.report.measurements import read_report
 
-    if not gpus.isdecimal() or int(gpus) < 1:
-        raise UserError(f"--gpus: expected a whole number from 1, found {gpus!r}")
+    if not is_count(gpus, 1):
+        raise UserError(f"--gpus: expected a whole number from 1 of at most {COUNT_DIGITS} digits, found {gpus[:80]!r}")
     each = _positive("--price", price) if price else None
     pace = (
         pace_of(read_report(Path(throughput)))

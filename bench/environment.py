@@ -42,6 +42,31 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def prepared(name: str) -> torch.device:
+    """Make this process deterministic on the device of :func:`choose_device`, and that device the current one; return it.
+
+    CUDA graphs are recorded, and Triton launches, on the current device, whatever device the tensors lie on.
+
+    Raises:
+        UserError: as there.
+    """
+    make_deterministic()
+    device = choose_device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def answers(device: torch.device) -> bool:
+    """Whether a device still computes for this process; after some errors a GPU does not until the process ends."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
 def make_deterministic() -> None:
     """Ask torch for algorithms whose result does not change from one execution to the next, and little from device to device."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; makes cuBLAS repeatable

@@ -1,6 +1,7 @@
 """Which runs are due, and working through them: here, one after the other, or by several processes on this machine."""
 
 import functools
+import gc
 import hashlib
 import os
 import queue
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 import data
-from bench import environment, stopping
+from bench import environment, memory, stopping
 from bench.engine import ranks
 from bench.engine.checkpoint import Busy, CheckpointFolder, Unwritten
 from bench.engine.execution import Choices, choose
@@ -135,8 +136,7 @@ def execute(run: Run, settings: Settings, position: str = "") -> Record:
     with checkpoint.hold():
         if record := finished_record(ledger, run):  # finished by the process that held it
             return record
-        environment.make_deterministic()
-        device = environment.choose_device(settings.device)
+        device = environment.prepared(settings.device)
         record = _empty_record(run, device)
         ranks.begin()
         try:
@@ -148,7 +148,7 @@ def execute(run: Run, settings: Settings, position: str = "") -> Record:
         except (UserError, data.DataError, WeightsError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this run's and must not stop the others
-            status = "out_of_memory" if _is_of_memory(error) else "failed"
+            status = "out_of_memory" if memory.ran_out(error) else "failed"
             if status == "failed":
                 traceback.print_exc()
             record["results"] = _failure(status, error)
@@ -166,14 +166,8 @@ def execute(run: Run, settings: Settings, position: str = "") -> Record:
 def assist(run: Run, settings: Settings) -> None:
     """Do what each of torchrun's processes but the first does: its share of the training, if there is any, and write nothing."""
     if ranks.begin():
-        environment.make_deterministic()
-        device = environment.choose_device(settings.device)
+        device = environment.prepared(settings.device)
         _attempt(run, settings, device, Unwritten(settings.results / "checkpoints" / run.key), "", {"environment": {}, "code": {}})
-
-
-def _is_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; for the CPU's torch has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def finished_record(ledger: Ledger, run: Run) -> Record | None:
@@ -197,8 +191,7 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
             due.append(run)
         else:  # its process may have been killed between the record and this
             _checkpoint(run, settings).finish()
-    environment.make_deterministic()  # before the estimate's first steps: cuBLAS reads its setting once, when it starts
-    device = environment.choose_device(settings.device)
+    device = environment.prepared(settings.device)  # before the estimate's steps: cuBLAS reads its setting once, when it starts
     chosen = f" (DEVICE={settings.device})" if settings.device == "auto" else ""
     print(
         f"profile {settings.profile}: {len(runs)} runs, {len(due)} due, on {environment.device_name(device)}{chosen}",
@@ -211,11 +204,11 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
         seconds = sum(estimates) / min(devices(settings), len(due))
         print(f"about {duration(seconds)} on this device, from a few timed steps", flush=True)
     started = time.perf_counter()
-    statuses = _statuses(due, settings, estimates)
+    statuses = _statuses(due, settings, estimates, device)
     while busy := [i for i, status in enumerate(statuses) if status == "busy"]:
         free = _freed([due[i] for i in busy], settings)
         again = [i for i in busy if due[i] in free]
-        for i, status in zip(again, _statuses([due[i] for i in again], settings, []), strict=True):
+        for i, status in zip(again, _statuses([due[i] for i in again], settings, [], device), strict=True):
             statuses[i] = status
     counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
     summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing to do"
@@ -223,18 +216,24 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
     return 0 if set(statuses) <= {"done"} else 1
 
 
-def _statuses(due: Sequence[Run], settings: Settings, estimates: Sequence[float]) -> list[str]:
+def _statuses(due: Sequence[Run], settings: Settings, estimates: Sequence[float], device: torch.device) -> list[str]:
     """Execute runs and return their statuses.
 
     Args:
         estimates: seconds of each; without them nothing is said of the time that is left.
     """
+    gc.collect()  # of what the estimates leave
     if len(workers(settings)) > 1:
+        torch.cuda.empty_cache()  # the memory is the processes' now
         return _statuses_of_processes(due, settings)
     started = time.perf_counter()
-    statuses = []
+    statuses: list[str] = []
     for i, run in enumerate(due, 1):
         statuses.append(_status(run, settings, f"{i}/{len(due)}"))
+        gc.collect()  # a compiled network is a cycle, and holds its memory until then
+        if statuses[-1] == "failed" and not environment.answers(device):
+            print(f"{device} does not answer this process any more; the same command goes on with the others", flush=True)
+            return statuses + (len(due) - i) * ["not begun"]
         if estimates and i < len(due):
             pace = (time.perf_counter() - started) / sum(estimates[:i])
             print(f"{i} of {len(due)} runs, about {duration(pace * sum(estimates[i:]))} left", flush=True)

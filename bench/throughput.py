@@ -42,8 +42,7 @@ def measure(settings: Settings, *, quick: bool) -> Path:
     Raises:
         UserError: there is no such device, or the file cannot be written.
     """
-    environment.make_deterministic()
-    device = environment.choose_device(settings.device)
+    device = environment.prepared(settings.device)
     window_seconds, windows, least_seconds = WINDOWS[device.type, quick]
     bench = Bench(
         device,

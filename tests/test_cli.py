@@ -8,7 +8,7 @@ import torch
 
 from bench import cli, errors
 from bench.catalog import EXPERIMENTS
-from bench.environment import choose_device, code_state, describe, instructions, seed_for
+from bench.environment import choose_device, code_state, describe, instructions, prepared, seed_for
 from bench.errors import UserError
 from bench.settings import DEFAULTS
 
@@ -139,6 +139,10 @@ def test_device_numbers_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto") == torch.device("cuda")
     assert choose_device("cuda:1") == torch.device("cuda:1")
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert [prepared(name) for name in ("auto", "cpu", "cuda:1")] == [torch.device(name) for name in ("cuda", "cpu", "cuda:1")]
+    assert current == [torch.device("cuda:1")], "graphs and Triton go by the current device"
     with pytest.raises(UserError, match=r"this machine has 2 GPU\(s\), numbered from 0"):
         choose_device("cuda:2")
     for wrong in ("cuda:x", "cuda:-1", "cpu:0", "CUDA", "", "cuda:" + "9" * 5000):

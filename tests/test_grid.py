@@ -128,6 +128,9 @@ def test_a_run_after_others_is_the_run_alone(small: None, tmp_path: Path) -> Non
         (RuntimeError(f"no kernel\nin {ROOT}/bench"), "failed", "RuntimeError: no kernel"),
         (torch.OutOfMemoryError("tried to allocate 2 GiB"), "out_of_memory", "OutOfMemoryError: tried to allocate 2 GiB"),
         (MemoryError(), "out_of_memory", "MemoryError: "),
+        (torch.AcceleratorError("CUDA error: out of memory"), "out_of_memory", "AcceleratorError: CUDA error: out of memory"),
+        (RuntimeError("cuBLAS: CUBLAS_STATUS_ALLOC_FAILED"), "out_of_memory", "RuntimeError: cuBLAS: CUBLAS_STATUS_ALLOC_FAILED"),
+        (ValueError("out of memory"), "failed", "ValueError: out of memory"),
     ],
 )
 def test_a_failing_run_becomes_a_record_and_the_others_go_on(
@@ -148,6 +151,33 @@ def test_a_failing_run_becomes_a_record_and_the_others_go_on(
     }
     assert found["cifar100/baseline_F0 0"]["results"]["error"] == text
     assert f"1 {status}, 2 done" in capsys.readouterr().out
+
+
+def test_after_a_device_is_lost_the_other_runs_stay_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would fail one after another, each with a record that says so."""
+
+    def synchronize(device: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def build(run: Any, classes: int, initial: Any, device: Any) -> Any:
+        if run.experiment.name == "cifar100/baseline_F1":
+            monkeypatch.setattr(grid.environment, "answers", lambda device: answers(torch.device("cuda")))
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        return small_network(classes)
+
+    answers = grid.environment.answers
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(grid, "build_network", build)
+    assert run_grid(tmp_path, ONLY="cifar100/baseline_F?") == 1
+    statuses = {name: record["results"]["status"] for name, record in records(tmp_path).items()}
+    assert statuses == {"cifar100/baseline_F0 0": "done", "cifar100/baseline_F1 0": "failed"}
+    said = capsys.readouterr().out
+    assert "cpu does not answer this process any more; the same command goes on with the others" in said
+    assert "1 done, 1 failed, 1 not begun in" in said
+    monkeypatch.undo()
+    assert grid.environment.answers(torch.device("cpu"))
     monkeypatch.setattr(grid, "build_network", lambda run, classes, initial, device: small_network(classes))
     assert run_grid(tmp_path, ONLY="cifar100/baseline_F?") == 0, "a failed run is tried again"
 

@@ -98,7 +98,8 @@ def test_the_plan_says_hours_cost_and_where_it_ends(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--gpus", "0", "--gpu-seconds-per-epoch", "1"], "--gpus: expected a whole number from 1, found '0'"),
+        (["--gpus", "0", "--gpu-seconds-per-epoch", "1"], "--gpus: expected a whole number from 1 of at most 6 digits, found '0'"),
+        (["--gpus", "9" * 5000, "--gpu-seconds-per-epoch", "1"], "--gpus: expected a whole number from 1 of at most 6 digits"),
         (["--gpu-seconds-per-epoch", "nan"], "--gpu-seconds-per-epoch: expected a number above 0, found 'nan'"),
         (["--gpu-seconds-per-epoch", "1", "--price", "free"], "--price: expected a number above 0, found 'free'"),
         (["--throughput", "absent.json"], "absent.json: expected a throughput measurement in JSON"),

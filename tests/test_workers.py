@@ -80,7 +80,7 @@ def test_an_estimate_is_divided_by_devices_that_have_a_run(
     machine(monkeypatch, gpus=gpus)
     monkeypatch.setattr(grid.environment, "choose_device", lambda name: torch.device("cpu"))
     monkeypatch.setattr(grid, "_estimates", lambda due, its_settings, device: [300.0] * len(due))
-    monkeypatch.setattr(grid, "_statuses", lambda due, its_settings, estimates: ["done"] * len(due))
+    monkeypatch.setattr(grid, "_statuses", lambda due, its_settings, estimates, device: ["done"] * len(due))
     its_settings = chosen(tmp_path, JOBS=jobs, DEVICE="auto", ONLY="cifar100/baseline", SEEDS=seeds)
     assert grid.work_through(grid.plan(its_settings), its_settings) == 0
     assert f"\n{said} on this device" in capsys.readouterr().out

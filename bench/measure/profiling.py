@@ -61,8 +61,7 @@ def profile_networks(settings: Settings, choices: Choices) -> Iterator[str]:
     Raises:
         UserError: there is no such device, no experiment matches, a file cannot be written, or the earlier summary cannot be read.
     """
-    environment.make_deterministic()
-    device = environment.choose_device(settings.device)
+    device = environment.prepared(settings.device)
     folder = settings.results / "profile" / environment.device_slug(environment.describe(device))
     summary = folder.with_name(f"{folder.name}.json")
     entries = _entries(summary)

@@ -95,6 +95,5 @@ def _train(name: str, device: torch.device, kept: Path | None, seconds: float) -
 
 
 if __name__ == "__main__":
-    environment.make_deterministic()
     _name, _device, _kept, _seconds = sys.argv[1:]
-    _train(_name, torch.device(_device), Path(_kept) if _kept else None, float(_seconds))
+    _train(_name, environment.prepared(_device), Path(_kept) if _kept else None, float(_seconds))

@@ -97,7 +97,7 @@ def timed(row: Row, machine: str) -> list[Record]:
 
 def usual_device(rows: Sequence[Row]) -> str:
     """The device that most of these rows have records of, the first by name where several have."""
-    used = [name for row in rows for name in {device_in_words(record["environment"]) for record in row.done}]
+    used = [name for row in rows for name in {device_in_words(record["environment"]) for record in row.timed}]
     return max(sorted(set(used)), key=used.count)
 
 
