@@ -184,7 +184,7 @@ WHEN_DONE = (  # a run that failed may have none of them
 
 
 def faults(record: dict[str, Any], *, complete: bool) -> Iterator[Fault]:
-    """Yield every field of a record that is absent or holds something else than it should; see :func:`departures`.
+    """Yield every field of a record that is absent or holds something else than it should; see :func:`faults_in`.
 
     Args:
         complete: ask for every field, rather than for those that the report needs.
@@ -193,10 +193,10 @@ def faults(record: dict[str, Any], *, complete: bool) -> Iterator[Fault]:
         fields = []
     else:
         fields = [(field, field in WHEN_PRESENT or not (complete or field.reported)) for field in _fields_of(record)]
-    yield from departures(record, fields)
+    yield from faults_in(record, fields)
 
 
-def departures(value: Any, fields: Iterable[tuple[Field, bool]]) -> Iterator[Fault]:
+def faults_in(value: Any, fields: Iterable[tuple[Field, bool]]) -> Iterator[Fault]:
     """Yield every field of an object that is absent or holds something else than it should. Fields unknown here are passed over,
     but nothing may be NaN, infinite, nested too deep, or text that no file can hold.
 

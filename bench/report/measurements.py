@@ -6,12 +6,11 @@ from typing import Any
 
 from bench.errors import UserError
 from bench.measure.throughput import SCHEMA
-from bench.schema import COUNT, FLAG, LIST, OBJECT, POSITIVE, TEXT, Field, Kind, departures
+from bench.schema import BF16, COUNT, FLAG, LIST, OBJECT, POSITIVE, TEXT, Field, faults_in
 
 Report = dict[str, Any]
 
 PARTIAL = "-part"  # ends the name of a file with some of the measurements
-BF16 = Kind("units or fp32", lambda value: value in ("units", "fp32"))
 
 
 def _spread(path: str) -> list[Field]:
@@ -99,6 +98,6 @@ def read_report(path: Path) -> Report:
         raise UserError(f"{path}: expected a throughput measurement in JSON, found {error}") from error
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise UserError(f"{path}: expected a throughput measurement of schema {SCHEMA}; make one with `make bench-throughput`")
-    for fault in departures(report, [*((field, False) for field in FIELDS), *((field, True) for field in IN_NEWER_FILES)]):
+    for fault in faults_in(report, [*((field, False) for field in FIELDS), *((field, True) for field in IN_NEWER_FILES)]):
         raise UserError(f"{path}: expected a throughput measurement; {fault}; make it again with `make bench-throughput`")
     return report
