@@ -43,6 +43,8 @@ from models import WeightsError, read_state_dict
 WAITING_SECONDS = 1  # between two looks at whether other processes still work on a run
 CHECKPOINT_SECONDS = 20  # between two checkpoints, at the ends of epochs: what a kill may cost beside the epoch itself
 
+NOT_BEGUN = "not begun"  # runs that stay due, for their device no longer answers this process
+
 # What a process says by its exit status of the one run it was given. A signal may come before it is handled.
 ENDINGS = {0: "done", EXIT_BUSY: "busy"} | dict.fromkeys(
     (EXIT_TERMINATED, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT), "interrupted"
@@ -205,7 +207,7 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
         print(f"about {duration(seconds)} on this device, from a few timed steps", flush=True)
     started = time.perf_counter()
     statuses = _statuses(due, settings, estimates, device)
-    while busy := [i for i, status in enumerate(statuses) if status == "busy"]:
+    while (busy := [i for i, status in enumerate(statuses) if status == "busy"]) and NOT_BEGUN not in statuses:
         free = _freed([due[i] for i in busy], settings)
         again = [i for i in busy if due[i] in free]
         for i, status in zip(again, _statuses([due[i] for i in again], settings, [], device), strict=True):
@@ -233,7 +235,7 @@ def _statuses(due: Sequence[Run], settings: Settings, estimates: Sequence[float]
         gc.collect()  # a compiled network is a cycle, and holds its memory until then
         if statuses[-1] == "failed" and not environment.answers(device):
             print(f"{device} does not answer this process any more; the same command goes on with the others", flush=True)
-            return statuses + (len(due) - i) * ["not begun"]
+            return statuses + (len(due) - i) * [NOT_BEGUN]
         if estimates and i < len(due):
             pace = (time.perf_counter() - started) / sum(estimates[:i])
             print(f"{i} of {len(due)} runs, about {duration(pace * sum(estimates[i:]))} left", flush=True)
