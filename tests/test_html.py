@@ -153,7 +153,20 @@ def test_a_picture_within_a_page_keeps_to_itself() -> None:
         '<defs>\n <style type="text/css">*{x: y}</style>\n <path id="p" d="M 0 1 \nL 2 3 \n"/></defs>'
         '<use xlink:href="#p" clip-path="url(#c)"/></svg>'
     )
-    assert inlined(svg, "f1-", 'A "b"') == (
+    assert inlined(svg, "f1-", 'A "b"', set()) == (
         '<svg role="img" aria-label="A &quot;b&quot;" xmlns="s" viewBox="0 0 6 2"><defs><path id="f1-p" d="M 0 1L 2 3"/></defs>'
         '<use xlink:href="#f1-p" clip-path="url(#f1-c)"/></svg>'
     )
+
+
+def test_pictures_share_the_shapes_of_their_letters() -> None:
+    def picture(*letters: str) -> str:
+        shapes = "".join(f'<path id="DejaVuSans-{letter}" d="M 0 {letter}"/>' for letter in letters)
+        return f'<svg><defs>{shapes}</defs>{"".join(f"""<use xlink:href="#DejaVuSans-{letter}"/>""" for letter in letters)}</svg>'
+
+    known: set[str] = set()
+    first, second = (inlined(picture(*letters), f"f{number}-", "t", known) for number, letters in enumerate(("41", "14")))
+    assert [text.count("<path") for text in (first, second)] == [2, 0]
+    assert second.count('href="#DejaVuSans-1"') == second.count('href="#DejaVuSans-4"') == 1
+    assert inlined(picture("1", "7"), "f2-", "t", known).count("<path") == 1
+    assert known == {"DejaVuSans-1", "DejaVuSans-4", "DejaVuSans-7"}

@@ -171,9 +171,10 @@ def _folded(summary: str, content: str) -> str:
 def _figures(results: Path) -> str:
     from bench.report.figures import pictures  # matplotlib takes a second to import
 
+    letters: set[str] = set()
     shown = [
         f'<figure>\n<div class="scroll" tabindex="0" role="region" aria-label="{escape(picture.title)}">'
-        f"{inlined(picture.svg.read_text(), f'f{number}-', picture.title)}</div>\n"
+        f"{inlined(picture.svg.read_text(), f'f{number}-', picture.title, letters)}</div>\n"
         f"<figcaption><strong>{escape(picture.title)}{f' ({picture.profile})' if picture.profile else ''}.</strong> "
         f"{markdown.inline(picture.caption)}</figcaption>\n</figure>"
         for number, picture in enumerate(pictures(results), 1)
