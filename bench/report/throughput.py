@@ -112,10 +112,10 @@ def _family_line(row: Report, report: Report) -> dict[str, Any]:
 
 
 def _mode(row: Report) -> str:
-    return mode(row["execution"], row["precision"])
+    return mode(row["execution"], row["precision"], depthwise=find(row["experiment"]).model.family == "convnext_tiny")
 
 
-def mode(execution: Report, precision: str, *, depthwise: bool = True) -> str:
+def mode(execution: Report, precision: str, *, depthwise: bool) -> str:
     """How a step was computed, in words; ``depthwise``: whether the network has such convolutions."""
     bf16 = {"units": "bf16", "fp32": "bf16 computed in fp32"}[execution["bf16"]]
     parts = [bf16 if precision == "bf16" else "fp32"]
