@@ -339,6 +339,7 @@ def test_networks_that_do_not_fit_together_are_measured_one_after_another(monkey
 def test_a_network_takes_the_memory_that_it_would_take_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     used = {"bytes": 1000}
     monkeypatch.setattr(measuring, "memory_in_use", lambda device: used["bytes"])
+    monkeypatch.setattr(measuring, "memory_left", lambda device: 10**4)
 
     def warmed_up(work: Callable[[], None], device: torch.device) -> int:
         work()
@@ -350,6 +351,21 @@ def test_a_network_takes_the_memory_that_it_would_take_alone(monkeypatch: pytest
     bench = measuring.Bench(CPU, Choices(depthwise="reference"), window_seconds=0, windows=3, search=False, say=lambda line: None)
     entrants = bench._entrants({row: find("cifar100/baseline") for row in "abc"}, 1000)
     assert [entrant.peak_memory_bytes for entrant in entrants.values()] == [1350, 1350, 1350]
+    monkeypatch.setattr(measuring, "memory_left", lambda device: 5_000 - used["bytes"])  # 3,100 and 2,800, then 2,500
+    waiting = {row: find("cifar100/baseline") for row in "abcd"}
+    assert list(bench._entrants(waiting, 1000)) == ["a", "b"] and list(waiting) == ["c", "d"], "no room for twice 1,350 more"
+
+
+def test_memory_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = timing.memory_left(CPU)
+    if left is None:
+        pytest.skip("this system does not tell")
+    assert 10**8 < left < 10**14
+    monkeypatch.setattr(timing, "memory_in_use", lambda device: 10**9)
+    monkeypatch.setattr("bench.limits.read", lambda path: {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 5000000 kB\n"}[path])
+    for machine, expected in ((16 * 10**9, 5 * 10**6 * 1024), (4 * 10**9, 3 * 10**9)):
+        monkeypatch.setattr("bench.limits.available_memory", lambda machine=machine: machine)
+        assert timing.memory_left(CPU) == expected
 
 
 def test_a_measurement_holds_what_the_tables_show(report: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from bench.measure import loops, roofline
 from bench.measure.cost import multiply_adds, training_flops
 from bench.measure.energy import EnergyCounter
 from bench.measure.sharing import shared_speeds
-from bench.measure.timing import Spread, interleaved, memory_in_use, ratio, seconds_of, synchronize, warmed_up
+from bench.measure.timing import Spread, interleaved, memory_in_use, memory_left, ratio, seconds_of, synchronize, warmed_up
 
 SCHEMA = 1
 CLASSES = 100
@@ -61,6 +61,7 @@ LOOPS = (
 PLAIN = (REFERENCE_DEPTHWISE, REFERENCE_PATCHES, LIBRARY_BF16, NOT_DETERMINISTIC)
 TOO_SLOW_TO_SEARCH = 3.0  # seconds of a step
 MOST_SLOWDOWN = 8.0  # times as slow: from there on a single step of the library's bf16 takes the better part of a minute
+ROOM = 2.0  # times the memory of the largest network so far, for the next one
 SHARED_SECONDS = 5.0  # that processes train together
 RATIOS = (
     (OURS, BARE),
@@ -283,11 +284,17 @@ class Bench:
     def _entrants(self, waiting: dict[str, Experiment], alone: int | None) -> dict[str, "_Entrant"]:
         """Make networks ready to train, as many as there is memory for, and take them out of ``waiting``.
 
+        A capture that runs out of memory leaves CUDA in disorder, and a CPU's process may be killed, so there must be room ahead.
+
         Raises:
-            RuntimeError: there is not enough for one.
+            RuntimeError: there is not enough memory for one.
         """
         entrants: dict[str, _Entrant] = {}
         while waiting:
+            most = max((entrant.peak_memory_bytes or 0 for entrant in entrants.values()), default=0)
+            left = memory_left(self._device)
+            if left is not None and left < ROOM * most:
+                break
             name, experiment = next(iter(waiting.items()))
             self._say(name)
             try:

@@ -104,6 +104,16 @@ def memory_in_use(device: torch.device) -> int | None:
     return _bytes_of_process("VmRSS")
 
 
+def memory_left(device: torch.device) -> int | None:
+    """Bytes that there are beside :func:`memory_in_use`: free on a GPU, else available as the kernel and control groups have it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    used = memory_in_use(device)
+    lines = [line.split() for line in limits.read("/proc/meminfo").splitlines()]
+    available = next((int(words[1]) * 1024 for words in lines if words[:1] == ["MemAvailable:"]), None)
+    return None if used is None or available is None else min(available, limits.available_memory() - used)
+
+
 def peak_memory(work: Callable[[], Any], device: torch.device) -> int | None:
     """The most :func:`memory_in_use` while ``work`` runs. What earlier work has freed does not count."""
     if device.type == "cuda":
