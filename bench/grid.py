@@ -372,6 +372,9 @@ def _attempt(
         )
     steps = recipe.epochs * (len(splits.train) // recipe.batch_size)
     execution = ranks.from_first(lambda: choose(network, recipe.precision, device, choices(settings), steps=steps))
+    if execution.compiled and ranks.rank() == 0:
+        line = f"{run.experiment.name} seed {run.seed}: compiled (COMPILE={settings.compile}, {steps:,} steps)"
+        print(f"{line}; the first epoch may take half a minute longer", flush=True)
     begun = _now()
     curves = settings.results / "tensorboard" / run.key
     looking_on = Watcher(run, curves, position) if ranks.rank() == 0 else nullcontext(Unseen())

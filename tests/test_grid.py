@@ -113,6 +113,17 @@ def test_same_seed_same_record_apart_from_timings(small: None, tmp_path: Path) -
     assert without_timings(one) == without_timings(two)
 
 
+def test_a_run_that_is_compiled_says_so(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.engine.step.compile_blocks", lambda network: None)
+    run_grid(tmp_path / "plain", ONLY="fashion_mnist/baseline")
+    assert "compiled" not in capsys.readouterr().out
+    run_grid(tmp_path / "compiled", ONLY="fashion_mnist/baseline", COMPILE="on")
+    line = "fashion_mnist/baseline seed 0: compiled (COMPILE=on, 8 steps); the first epoch may take half a minute longer\n"
+    assert line in capsys.readouterr().out
+
+
 def test_a_run_after_others_is_the_run_alone(small: None, tmp_path: Path) -> None:
     run_grid(tmp_path / "many", ONLY="fashion_mnist/*")
     run_grid(tmp_path / "one", ONLY="fashion_mnist/C_spatial")
