@@ -13,11 +13,11 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -27,7 +27,7 @@ from bench.engine import ranks
 from bench.engine.checkpoint import Busy, CheckpointFolder, Unwritten
 from bench.engine.execution import Choices, choose
 from bench.engine.train import build_network, put_on_device, train
-from bench.errors import EXIT_BUSY, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
+from bench.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from bench.experiment import Experiment, Run, Weights
 from bench.ledger import FINISHED, SCHEMA, Ledger, Record
 from bench.measure.cost import cost_of
@@ -45,10 +45,8 @@ CHECKPOINT_SECONDS = 20  # between two checkpoints, at the ends of epochs: what 
 
 NOT_BEGUN = "not begun"  # runs that stay due, for their device no longer answers this process
 
-# What a process says by its exit status of the one run it was given. A signal may come before it is handled.
-ENDINGS = {0: "done", EXIT_BUSY: "busy"} | dict.fromkeys(
-    (EXIT_TERMINATED, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT), "interrupted"
-)
+# The exit statuses of a process that was asked to stop. A signal may come before it is handled.
+ASKED_TO_STOP = (EXIT_TERMINATED, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)
 
 IMAGENET_SHA256 = str(IMAGENET_WEIGHTS.known_hash).removeprefix("sha256:")
 
@@ -231,7 +229,7 @@ def _statuses(due: Sequence[Run], settings: Settings, estimates: Sequence[float]
     started = time.perf_counter()
     statuses: list[str] = []
     for i, run in enumerate(due, 1):
-        statuses.append(_status(run, settings, f"{i}/{len(due)}"))
+        statuses.append(status_of(run, settings, f"{i}/{len(due)}"))
         gc.collect()  # a compiled network is a cycle, and holds its memory until then
         if statuses[-1] == "failed" and not environment.answers(device):
             print(f"{device} does not answer this process any more; the same command goes on with the others", flush=True)
@@ -286,7 +284,12 @@ def choices(settings: Settings) -> Choices:
     return Choices(settings.depthwise, settings.compile, settings.cuda_graph, kept=settings.results / "measured.json")
 
 
-def _status(run: Run, settings: Settings, position: str) -> str:
+def status_of(run: Run, settings: Settings, position: str = "") -> str:
+    """Execute a run, unless somebody else works on it, and return its status, or ``busy``.
+
+    Raises:
+        UserError, DataError, WeightsError: an input that the user can mend.
+    """
     try:
         record = execute(run, settings, position)
     except Busy as busy:
@@ -298,43 +301,107 @@ def _status(run: Run, settings: Settings, position: str) -> str:
 
 
 def _statuses_of_processes(due: Sequence[Run], settings: Settings) -> list[str]:
-    """Execute runs in processes of their own, ``settings.jobs`` at a time, each with its device and its share of the threads.
+    """Execute runs in ``settings.jobs`` processes at a time, each with its device and its share of the threads.
 
-    Asked to stop, start no more and ask those that run to stop; each leaves a checkpoint.
+    Asked to stop, begin no more and ask the processes to stop; each leaves a checkpoint.
     """
-    idle: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
-    for its_variables in workers(settings):
-        idle.put(its_variables)
-    environ = os.environ | settings.variables() | {"JOBS": "1"}
-    processes: list[subprocess.Popen[bytes]] = []
-    starting, stopped = threading.Lock(), threading.Event()
+    idle: queue.SimpleQueue[_Server] = queue.SimpleQueue()
+    servers = [_Server(settings.variables() | {"JOBS": "1"} | worker) for worker in workers(settings)]
+    for server in servers:
+        idle.put(server)
+    asking, stopped = threading.Lock(), threading.Event()
 
     def status(run: Run) -> str:
-        command = [sys.executable, "-m", "bench", "run", run.experiment.name, "--seed", str(run.seed)]
-        # in a group of its own: a terminal's Ctrl-C comes to this process alone, and each run is asked once
-        worker = idle.get()  # there are as many as threads that ask
-        with starting:  # none starts unseen after all were asked to stop
-            if stopped.is_set():
-                return "interrupted"
-            process = subprocess.Popen(command, env=environ | worker, process_group=0)
-            processes.append(process)
-        status = process.wait()
-        idle.put(worker)
-        if status in ENDINGS:
-            return ENDINGS[status]
-        return status_of_the_dead(run, settings, f"the process died of {signal.Signals(-status).name}") if status < 0 else "failed"
-
-    with ThreadPoolExecutor(idle.qsize()) as threads:
+        server = idle.get()  # there are as many as threads that ask
+        answer: str | int = 0
         try:
-            futures = [threads.submit(status, run) for run in due]
-            return [future.result() for future in futures]
-        except (KeyboardInterrupt, SystemExit):
-            threads.shutdown(wait=False, cancel_futures=True)
-            with starting:
-                stopped.set()
-            for process in processes:
-                process.terminate()
-            raise
+            while answer == 0:  # it has ended by itself before it took the run, for its GPU did not answer any more
+                with asking:  # none starts unseen after all were asked to stop
+                    if stopped.is_set():
+                        return "interrupted"
+                    server.ask(run)
+                answer = server.answer()
+        finally:
+            idle.put(server)
+        if isinstance(answer, str):
+            return answer
+        if answer in ASKED_TO_STOP:
+            return "interrupted"
+        how = f"died of {signal.Signals(-answer).name}" if answer < 0 else f"ended with status {answer}"
+        return status_of_the_dead(run, settings, f"the process {how}")
+
+    try:
+        with ThreadPoolExecutor(len(servers)) as threads:
+            try:
+                futures = [threads.submit(status, run) for run in due]
+                return [future.result() for future in futures]
+            except (KeyboardInterrupt, SystemExit):
+                threads.shutdown(wait=False, cancel_futures=True)
+                with asking:
+                    stopped.set()
+                for server in servers:
+                    server.stop()
+                raise
+    finally:
+        for server in servers:
+            server.dismiss()
+
+
+class _Server:
+    """A process that does runs one after another: it is started when there is one, and anew after it has died.
+
+    Args:
+        variables: what is different in its environment.
+    """
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self._environ = os.environ | variables
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: IO[str] | None = None
+
+    def ask(self, run: Run) -> None:
+        """Let it begin a run."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._process is not None and self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has died, which its answer will be
+            self._process.stdin.write(f"{run.experiment.name} {run.seed}\n")
+            self._process.stdin.flush()
+
+    def answer(self) -> str | int:
+        """Wait for the status of the run, or for the process's exit status if it ends without an answer."""
+        assert self._process is not None and self._answers is not None
+        return self._answers.readline().strip() or self._process.wait()
+
+    def stop(self) -> None:
+        """Ask it to leave a checkpoint and end."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def dismiss(self) -> None:
+        """Have nothing more to do for it, and wait until it has ended."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None and self._answers is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._answers.close()
+        self._process.wait()
+
+    def _start(self) -> None:
+        self.dismiss()
+        reading, writing = os.pipe()
+        # in a group of its own: a terminal's Ctrl-C comes to this process alone, and each run is asked once
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.serving", str(writing)],
+            env=self._environ,
+            stdin=subprocess.PIPE,
+            pass_fds=(writing,),
+            process_group=0,
+            text=True,
+        )
+        os.close(writing)
+        self._answers = os.fdopen(reading)
 
 
 def status_of_the_dead(run: Run, settings: Settings, how: str) -> str:

@@ -33,7 +33,7 @@ FLOORS = [
     ["bench.progress", "bench.doctor", "bench.verify"],
     ["bench.workers"],
     ["bench.grid"],
-    ["bench.throughput", "bench.cluster"],
+    ["bench.throughput", "bench.cluster", "bench.serving"],
     ["bench.planning"],
     ["bench.cli"],
     ["bench.__main__"],

@@ -1,15 +1,20 @@
-"""JOBS: which device and how many threads each process of a grid has."""
+"""JOBS: which device and how many threads each process of a grid has, and how they do their runs."""
 
+import io
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import grid, workers
+from bench import grid, serving, workers
 from bench.errors import UserError
+from bench.experiment import Run
+from bench.settings import Settings
 from tests.test_grid import chosen
 
 GIB = 2**30
@@ -86,20 +91,103 @@ def test_an_estimate_is_divided_by_devices_that_have_a_run(
     assert f"\n{said} on this device" in capsys.readouterr().out
 
 
-def test_processes_of_a_grid_get_their_device_and_never_share_one_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four runs on two GPUs, in processes that only say on which they would be."""
-    machine(monkeypatch, gpus=2)
+# Stands for a process of a grid: it notes its environment, and holds its GPU while it does a run.
+SERVER = """
+import json, os, pathlib, sys, time
+folder, answers = pathlib.Path(sys.argv[1]), os.fdopen(int(sys.argv[2]), "w")
+gpu = os.environ["CUDA_VISIBLE_DEVICES"]
+for line in sys.stdin:
+    if line.split()[1] == sys.argv[3]:
+        sys.exit(int(sys.argv[4]))
+    (folder / f"gpu{gpu}").mkdir()
+    time.sleep(0.3)
+    (folder / f"gpu{gpu}").rmdir()
+    note = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "DEVICE", "JOBS")} | {"process": os.getpid()}
+    (folder / f"{line.split()[1]}.json").write_text(json.dumps(note))
+    print("done", file=answers, flush=True)
+    if line.split()[1] == sys.argv[5]:
+        sys.exit()
+"""
+
+
+def serve_with(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *, dies_of: str = "", status: int = 0, leaves_after: str = ""
+) -> None:
+    """Let the processes of a grid be those above, which may end at a seed, or by themselves after one."""
     original = subprocess.Popen
 
-    def start(command: list[str], env: dict[str, str], **options: Any) -> subprocess.Popen[bytes]:
-        path = tmp_path / f"{command[-1]}.json"
-        path.write_text(json.dumps({name: env[name] for name in ("CUDA_VISIBLE_DEVICES", "DEVICE", "JOBS")}))
-        lock = tmp_path / f"gpu{env['CUDA_VISIBLE_DEVICES']}"
-        return original(["sh", "-c", f"mkdir {lock} && sleep 0.3 && rmdir {lock}"], **options)
+    def start(command: list[str], **options: Any) -> "subprocess.Popen[str]":
+        arguments = [str(folder), command[-1], dies_of, str(status), leaves_after]
+        return original([sys.executable, "-c", SERVER, *arguments], **options)
 
     monkeypatch.setattr(grid.subprocess, "Popen", start)
+
+
+def notes(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("?.json"))]
+
+
+def test_processes_of_a_grid_get_their_device_and_never_share_one_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four runs on two GPUs, in processes that only say on which they would be; each does its share, one after another."""
+    machine(monkeypatch, gpus=2)
+    serve_with(monkeypatch, tmp_path)
     its_settings = chosen(tmp_path, JOBS="auto", DEVICE="auto", ONLY="cifar100/baseline", SEEDS="0 1 2 3")
     assert grid._statuses_of_processes(grid.plan(its_settings), its_settings) == ["done"] * 4
-    found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
+    found = notes(tmp_path)
     assert sorted(each["CUDA_VISIBLE_DEVICES"] for each in found) == ["0", "0", "1", "1"]
     assert {each["DEVICE"] for each in found} == {"cuda"} and {each["JOBS"] for each in found} == {"1"}
+    assert len({each["process"] for each in found}) == 2
+
+
+def test_after_a_process_has_left_another_does_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does whose GPU does not answer any more; it may take the next run's name and not begin it."""
+    machine(monkeypatch, gpus=1)
+    serve_with(monkeypatch, tmp_path, leaves_after="0")
+    its_settings = chosen(tmp_path, JOBS="auto", DEVICE="auto", ONLY="cifar100/baseline", SEEDS="0 1 2")
+    assert grid._statuses_of_processes(grid.plan(its_settings), its_settings) == ["done"] * 3
+    first, second, third = (note["process"] for note in notes(tmp_path))
+    assert first != second == third
+
+
+@pytest.mark.parametrize(("status", "expected"), [(75, "interrupted"), (1, "failed")])
+def test_a_process_that_ends_within_a_run(
+    status: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine(monkeypatch, gpus=1)
+    serve_with(monkeypatch, tmp_path, dies_of="1", status=status)
+    its_settings = chosen(tmp_path, JOBS="auto", DEVICE="cpu", ONLY="cifar100/baseline", SEEDS="0 1 2")
+    monkeypatch.setattr(grid, "workers", lambda settings: [{"CUDA_VISIBLE_DEVICES": "0"}])
+    assert grid._statuses_of_processes(grid.plan(its_settings), its_settings) == ["done", expected, "done"]
+    said = capsys.readouterr().out
+    assert ("seed 1: failed: ChildProcessError: the process ended with status 1" in said) == (expected == "failed")
+
+
+def test_a_server_answers_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a status, also where an input is missing; a run that failed with its GPU is the last."""
+    for name, value in {
+        "PROFILE": "smoke",
+        "DEVICE": "cpu",
+        "RESULTS": str(tmp_path),
+        "SEEDS": "0 1 2",
+        "ONLY": "*/baseline",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    def status_of(run: Run, settings: Settings) -> str:
+        if run.seed == 1:
+            raise UserError("expected the weights, found none")
+        return "failed" if run.seed == 2 else "done"
+
+    monkeypatch.setattr(serving, "status_of", status_of)
+    lines = "".join(f"{row}/baseline {seed}\n" for seed in range(3) for row in ("cifar100", "fashion_mnist"))
+    for answers, expected in (
+        (True, ["done", "done", "failed", "failed", "failed", "failed"]),
+        (False, ["done", "done", "failed"]),
+    ):
+        monkeypatch.setattr(serving.environment, "answers", lambda device, answers=answers: answers)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        reading, writing = os.pipe()
+        serving.serve(writing)
+        with os.fdopen(reading) as file:
+            assert file.read().splitlines() == expected
+        assert "error: expected the weights, found none\n" in capsys.readouterr().err

@@ -1,0 +1,46 @@
+"""One of the processes that JOBS asks for. It does the runs that it is told, so that they share data, compiled code and warm-up.
+
+On each line of its input stand an experiment and a seed; when the run has ended, its status goes to the file whose number is the
+argument. The other choices are environment variables, as the grid that started it has set them. At the end of its input it ends.
+"""
+
+import gc
+import os
+import sys
+
+from bench import environment, memory, stopping
+from bench.errors import EXIT_INTERRUPTED, UserError
+from bench.grid import plan, status_of
+from bench.settings import DEFAULTS, settings, variable
+from data import DataError
+from models import WeightsError
+
+
+def serve(answers: int) -> None:
+    """Do runs until there are no more.
+
+    Args:
+        answers: a file descriptor to write to.
+    """
+    chosen = settings(**{name.lower(): variable(name) for name in DEFAULTS})
+    runs = {f"{run.experiment.name} {run.seed}": run for run in plan(chosen)}
+    with os.fdopen(answers, "w") as file:
+        for line in sys.stdin:
+            try:
+                status = status_of(runs[line.strip()], chosen)
+            except (UserError, DataError, WeightsError) as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                status = "failed"
+            print(status, file=file, flush=True)
+            gc.collect()  # a compiled network is a cycle, and holds its memory until then
+            if status == "failed" and not environment.answers(environment.choose_device(chosen.device)):
+                return  # the next run gets a process to which the GPU answers
+
+
+if __name__ == "__main__":
+    stopping.install()
+    memory.keep_freed()
+    try:
+        serve(int(sys.argv[1]))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
