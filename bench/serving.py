@@ -7,6 +7,7 @@ argument. The other choices are environment variables, as the grid that started 
 import gc
 import os
 import sys
+from contextlib import suppress
 
 from bench import environment, memory, stopping
 from bench.errors import EXIT_INTERRUPTED, UserError
@@ -24,17 +25,20 @@ def serve(answers: int) -> None:
     """
     chosen = settings(**{name.lower(): variable(name) for name in DEFAULTS})
     runs = {f"{run.experiment.name} {run.seed}": run for run in plan(chosen)}
-    with os.fdopen(answers, "w") as file:
+    try:
         for line in sys.stdin:
             try:
                 status = status_of(runs[line.strip()], chosen)
             except (UserError, DataError, WeightsError) as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
                 status = "failed"
-            print(status, file=file, flush=True)
+            with suppress(BrokenPipeError):  # the grid is gone, and no further line will come
+                os.write(answers, f"{status}\n".encode())
             gc.collect()  # a compiled network is a cycle, and holds its memory until then
             if status == "failed" and not environment.answers(environment.choose_device(chosen.device)):
                 return  # the next run gets a process to which the GPU answers
+    finally:
+        os.close(answers)
 
 
 if __name__ == "__main__":

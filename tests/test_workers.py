@@ -191,3 +191,7 @@ def test_a_server_answers_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with os.fdopen(reading) as file:
             assert file.read().splitlines() == expected
         assert "error: expected the weights, found none\n" in capsys.readouterr().err
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("cifar100/baseline 0\n"))
+    serving.serve(writing)  # as where the grid was killed meanwhile
