@@ -345,6 +345,8 @@ def _statuses_of_processes(due: Sequence[Run], settings: Settings) -> list[str]:
     finally:
         for server in servers:
             server.dismiss()
+        for server in servers:
+            server.wait()
 
 
 class _Server:
@@ -379,17 +381,20 @@ class _Server:
             self._process.terminate()
 
     def dismiss(self) -> None:
-        """Have nothing more to do for it, and wait until it has ended."""
-        if self._process is None:
-            return
-        assert self._process.stdin is not None and self._answers is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._answers.close()
-        self._process.wait()
+        """Have nothing more to do for it: it ends after the run that it is at."""
+        if self._process is not None and self._process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        if self._process is not None and self._answers is not None:
+            self._process.wait()
+            self._answers.close()
 
     def _start(self) -> None:
         self.dismiss()
+        self.wait()
         reading, writing = os.pipe()
         # in a group of its own: a terminal's Ctrl-C comes to this process alone, and each run is asked once
         self._process = subprocess.Popen(
