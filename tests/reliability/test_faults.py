@@ -17,6 +17,7 @@ from torch import nn
 
 from bench import cli, grid
 from bench.engine.checkpoint import CheckpointFolder
+from bench.engine.execution import Measurements
 from bench.environment import ROOT
 from bench.errors import EXIT_FAILED, EXIT_USER
 from bench.ledger import Ledger
@@ -90,6 +91,7 @@ def test_a_folder_that_cannot_be_written(started: bool, tmp_path: Path) -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Measurements, "_in_turns", lambda _, ways: dict.fromkeys(ways, 1.0))  # the same mode in every ledger
     monkeypatch.setattr(grid, "build_network", lambda run, classes, initial, device: small_network(classes, run.seed))
     monkeypatch.setattr(grid, "CHECKPOINT_SECONDS", 0)
 
@@ -173,7 +175,6 @@ def test_out_of_memory(
     (last,) = results.rglob("last.pt")
     state = torch.load(last, map_location=CPU, weights_only=True)
     assert len(state["progress"]["epochs"]) == 1, "of the epoch before"
-    monkeypatch.undo()
     monkeypatch.setattr(grid, "build_network", lambda run, classes, initial, device: small_network(classes, run.seed))
     assert cli.main(command(results, only=both)) == 0
     assert_equal(results, tmp_path / "straight")
