@@ -3,21 +3,14 @@
 import functools
 import gc
 import hashlib
-import os
-import queue
-import signal
-import subprocess
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -27,7 +20,7 @@ from bench.engine import ranks
 from bench.engine.checkpoint import Busy, CheckpointFolder, Unwritten
 from bench.engine.execution import Choices, choose
 from bench.engine.train import build_network, put_on_device, train
-from bench.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
+from bench.errors import UserError
 from bench.experiment import Experiment, Run, Weights
 from bench.ledger import FINISHED, SCHEMA, Ledger, Record
 from bench.measure.cost import cost_of
@@ -35,7 +28,7 @@ from bench.measure.estimate import Estimator, duration
 from bench.profiles import at_profile
 from bench.progress import Unseen, Watcher
 from bench.settings import Settings
-from bench.workers import devices, workers
+from bench.workers import devices, share, workers
 from data.fetch import weights_path
 from data.sources import IMAGENET_WEIGHTS
 from models import WeightsError, read_state_dict
@@ -44,9 +37,6 @@ WAITING_SECONDS = 1  # between two looks at whether other processes still work o
 CHECKPOINT_SECONDS = 20  # between two checkpoints, at the ends of epochs: what a kill may cost beside the epoch itself
 
 NOT_BEGUN = "not begun"  # runs that stay due, for their device no longer answers this process
-
-# The exit statuses of a process that was asked to stop. A signal may come before it is handled.
-ASKED_TO_STOP = (EXIT_TERMINATED, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)
 
 IMAGENET_SHA256 = str(IMAGENET_WEIGHTS.known_hash).removeprefix("sha256:")
 
@@ -225,7 +215,7 @@ def _statuses(due: Sequence[Run], settings: Settings, estimates: Sequence[float]
     gc.collect()  # of what the estimates leave
     if len(workers(settings)) > 1:
         torch.cuda.empty_cache()  # the memory is the processes' now
-        return _statuses_of_processes(due, settings)
+        return share(due, settings, lambda run, how: status_of_the_dead(run, settings, how))
     started = time.perf_counter()
     statuses: list[str] = []
     for i, run in enumerate(due, 1):
@@ -298,115 +288,6 @@ def status_of(run: Run, settings: Settings, position: str = "") -> str:
     if (status := record["results"]["status"]) != "done":
         print(f"{run.experiment.name} seed {run.seed}: {status}: {record['results']['error']}", flush=True)
     return str(status)
-
-
-def _statuses_of_processes(due: Sequence[Run], settings: Settings) -> list[str]:
-    """Execute runs in ``settings.jobs`` processes at a time, each with its device and its share of the threads.
-
-    Asked to stop, begin no more and ask the processes to stop; each leaves a checkpoint.
-    """
-    idle: queue.SimpleQueue[_Server] = queue.SimpleQueue()
-    servers = [_Server(settings.variables() | {"JOBS": "1"} | worker) for worker in workers(settings)]
-    for server in servers:
-        idle.put(server)
-    asking, stopped = threading.Lock(), threading.Event()
-
-    def status(run: Run) -> str:
-        server = idle.get()  # there are as many as threads that ask
-        answer: str | int = 0
-        try:
-            while answer == 0:  # it has ended by itself before it took the run, for its GPU did not answer any more
-                with asking:  # none starts unseen after all were asked to stop
-                    if stopped.is_set():
-                        return "interrupted"
-                    server.ask(run)
-                answer = server.answer()
-        finally:
-            idle.put(server)
-        if isinstance(answer, str):
-            return answer
-        if answer in ASKED_TO_STOP:
-            return "interrupted"
-        how = f"died of {signal.Signals(-answer).name}" if answer < 0 else f"ended with status {answer}"
-        return status_of_the_dead(run, settings, f"the process {how}")
-
-    try:
-        with ThreadPoolExecutor(len(servers)) as threads:
-            try:
-                futures = [threads.submit(status, run) for run in due]
-                return [future.result() for future in futures]
-            except (KeyboardInterrupt, SystemExit):
-                threads.shutdown(wait=False, cancel_futures=True)
-                with asking:
-                    stopped.set()
-                for server in servers:
-                    server.stop()
-                raise
-    finally:
-        for server in servers:
-            server.dismiss()
-        for server in servers:
-            server.wait()
-
-
-class _Server:
-    """A process that does runs one after another: it is started when there is one, and anew after it has died.
-
-    Args:
-        variables: what is different in its environment.
-    """
-
-    def __init__(self, variables: dict[str, str]) -> None:
-        self._environ = os.environ | variables
-        self._process: subprocess.Popen[str] | None = None
-        self._answers: IO[str] | None = None
-
-    def ask(self, run: Run) -> None:
-        """Let it begin a run."""
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-        assert self._process is not None and self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has died, which its answer will be
-            self._process.stdin.write(f"{run.experiment.name} {run.seed}\n")
-            self._process.stdin.flush()
-
-    def answer(self) -> str | int:
-        """Wait for the status of the run, or for the process's exit status if it ends without an answer."""
-        assert self._process is not None and self._answers is not None
-        return self._answers.readline().strip() or self._process.wait()
-
-    def stop(self) -> None:
-        """Ask it to leave a checkpoint and end."""
-        if self._process is not None:
-            self._process.terminate()
-
-    def dismiss(self) -> None:
-        """Have nothing more to do for it: it ends after the run that it is at."""
-        if self._process is not None and self._process.stdin is not None:
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()
-
-    def wait(self) -> None:
-        """Wait until it has ended."""
-        if self._process is not None and self._answers is not None:
-            self._process.wait()
-            self._answers.close()
-
-    def _start(self) -> None:
-        self.dismiss()
-        self.wait()
-        reading, writing = os.pipe()
-        # in a group of its own: a terminal's Ctrl-C comes to this process alone, and each run is asked once
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bench.serving", str(writing)],
-            env=self._environ,
-            stdin=subprocess.PIPE,
-            pass_fds=(writing,),
-            process_group=0,
-            text=True,
-        )
-        os.close(writing)
-        self._answers = os.fdopen(reading)
 
 
 def status_of_the_dead(run: Run, settings: Settings, how: str) -> str:

@@ -1,15 +1,32 @@
-"""The processes that share a grid on one machine: how many, and which device and how many threads each has."""
+"""The processes that share a grid on one machine: how many, which device and how many threads each has, and their work.
+
+What each does is :mod:`bench.serving`.
+"""
 
 import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import IO
 
 import torch
 
 from bench.environment import choose_device
+from bench.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from bench.experiment import Run
 from bench.limits import available_cores, available_memory
 from bench.settings import Settings
 
 # The largest network's run needs 4.8 GB on two cores (matched_vit, profile paper, measured); evaluation and the rest fit into 6.
 MEMORY_OF_A_RUN = 6 * 2**30  # bytes, on the CPU
+
+# The exit statuses of a process that was asked to stop. A signal may come before it is handled.
+ASKED_TO_STOP = (EXIT_TERMINATED, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)
 
 
 def workers(settings: Settings) -> list[dict[str, str]]:
@@ -42,3 +59,121 @@ def visible_gpus(device: str) -> list[str]:
 def fitting() -> int:
     """How many runs the CPU's cores and memory have room for."""
     return max(1, min(int(available_cores()), available_memory() // MEMORY_OF_A_RUN))
+
+
+# ---- their work ------------------------------------------------------------------------------------------------------------
+
+
+def share(runs: Sequence[Run], settings: Settings, bury: Callable[[Run, str], str]) -> list[str]:
+    """Execute runs in ``settings.jobs`` processes at a time, each with its device and its share of the threads.
+
+    Asked to stop, begin no more and ask the processes to stop; each leaves a checkpoint.
+
+    Args:
+        bury: takes a run whose process has ended within it, and how, and returns the run's status.
+
+    Returns:
+        The status of each run.
+    """
+    idle: queue.SimpleQueue[_Server] = queue.SimpleQueue()
+    servers = [_Server(settings.variables() | {"JOBS": "1"} | worker) for worker in workers(settings)]
+    for server in servers:
+        idle.put(server)
+    asking, stopped = threading.Lock(), threading.Event()
+
+    def status(run: Run) -> str:
+        server = idle.get()  # there are as many as threads that ask
+        answer: str | int = 0
+        try:
+            while answer == 0:  # it has ended by itself before it took the run, for its GPU did not answer any more
+                with asking:  # none starts unseen after all were asked to stop
+                    if stopped.is_set():
+                        return "interrupted"
+                    server.ask(run)
+                answer = server.answer()
+        finally:
+            idle.put(server)
+        if isinstance(answer, str):
+            return answer
+        if answer in ASKED_TO_STOP:
+            return "interrupted"
+        how = f"died of {signal.Signals(-answer).name}" if answer < 0 else f"ended with status {answer}"
+        return bury(run, f"the process {how}")
+
+    try:
+        with ThreadPoolExecutor(len(servers)) as threads:
+            try:
+                futures = [threads.submit(status, run) for run in runs]
+                return [future.result() for future in futures]
+            except (KeyboardInterrupt, SystemExit):
+                threads.shutdown(wait=False, cancel_futures=True)
+                with asking:
+                    stopped.set()
+                for server in servers:
+                    server.stop()
+                raise
+    finally:
+        for server in servers:
+            server.dismiss()
+        for server in servers:
+            server.wait()
+
+
+class _Server:
+    """A process that does runs one after another: it is started when there is one, and anew after it has died.
+
+    Args:
+        variables: what is different in its environment.
+    """
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self._environ = os.environ | variables
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: IO[str] | None = None
+
+    def ask(self, run: Run) -> None:
+        """Let it begin a run."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        assert self._process is not None and self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has died, which its answer will be
+            self._process.stdin.write(f"{run.experiment.name} {run.seed}\n")
+            self._process.stdin.flush()
+
+    def answer(self) -> str | int:
+        """Wait for the status of the run, or for the process's exit status if it ends without an answer."""
+        assert self._process is not None and self._answers is not None
+        return self._answers.readline().strip() or self._process.wait()
+
+    def stop(self) -> None:
+        """Ask it to leave a checkpoint and end."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def dismiss(self) -> None:
+        """Have nothing more to do for it: it ends after the run that it is at."""
+        if self._process is not None and self._process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        if self._process is not None and self._answers is not None:
+            self._process.wait()
+            self._answers.close()
+
+    def _start(self) -> None:
+        self.dismiss()
+        self.wait()
+        reading, writing = os.pipe()
+        # in a group of its own: a terminal's Ctrl-C comes to this process alone, and each run is asked once
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.serving", str(writing)],
+            env=self._environ,
+            stdin=subprocess.PIPE,
+            pass_fds=(writing,),
+            process_group=0,
+            text=True,
+        )
+        os.close(writing)
+        self._answers = os.fdopen(reading)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,11 +21,11 @@ import safetensors.torch
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bench import cli, errors, grid
+from bench import cli, errors, grid, workers
 from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.train import build_network
 from bench.environment import ROOT
-from bench.experiment import Experiment, canonical_json
+from bench.experiment import Experiment, Run, canonical_json
 from bench.ledger import Ledger, Record, read_record
 from bench.profiles import PROFILES, smoke
 from bench.settings import DEFAULTS, Settings, settings
@@ -56,6 +56,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_grid(results: Path, **values: str) -> int:
     its_settings = chosen(results, **values)
     return grid.work_through(grid.plan(its_settings), its_settings)
+
+
+def shared(runs: Sequence[Run], its_settings: Settings) -> list[str]:
+    """The statuses of runs that processes do, however many there are."""
+    return workers.share(runs, its_settings, lambda run, how: grid.status_of_the_dead(run, its_settings, how))
 
 
 def test_a_grid_leaves_a_record_for_each_run_and_does_nothing_twice(
@@ -337,13 +342,13 @@ def test_no_process_starts_after_all_were_asked_to_stop(tmp_path: Path, monkeypa
                     time.sleep(0.01)
             return super().get(*arguments, **options)
 
-    monkeypatch.setattr(grid.subprocess, "Popen", start)
-    monkeypatch.setattr(grid, "queue", SimpleNamespace(SimpleQueue=Places))  # not that of the threads
+    monkeypatch.setattr(workers.subprocess, "Popen", start)
+    monkeypatch.setattr(workers, "queue", SimpleNamespace(SimpleQueue=Places))  # not that of the threads
     its_settings = chosen(tmp_path, ONLY="fashion_mnist/baseline", SEEDS="0 1", JOBS="2")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            grid._statuses_of_processes(grid.plan(its_settings), its_settings)
+            shared(grid.plan(its_settings), its_settings)
     finally:
         signal.signal(signal.SIGINT, before)
     assert [process.returncode for process in started] == [-signal.SIGTERM]
@@ -355,11 +360,11 @@ def test_a_process_that_dies_after_its_record_leaves_it(
 ) -> None:
     """Processes that die of SIGKILL at once, after or before a record of theirs was written."""
     die, original = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], subprocess.Popen
-    monkeypatch.setattr(grid.subprocess, "Popen", lambda command, **options: original(die, **options))
+    monkeypatch.setattr(workers.subprocess, "Popen", lambda command, **options: original(die, **options))
     its_settings = chosen(tmp_path, ONLY="fashion_mnist/baseline", JOBS="2")
     (run,) = grid.plan(its_settings)
     written = grid.execute(run, its_settings) if moment == "after" else None
-    assert grid._statuses_of_processes([run], its_settings) == [status]
+    assert shared([run], its_settings) == [status]
     (record,) = records(tmp_path).values()
     assert record["results"]["status"] == status
     assert written is None or canonical_json(record) == canonical_json(written)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli, errors, grid, planning
+from bench import cli, errors, grid, planning, workers
 from bench.catalog import EXPERIMENTS, find
 from bench.environment import ROOT
 from bench.errors import UserError
@@ -14,7 +14,7 @@ from bench.ledger import Ledger
 from bench.planning import Pace, gpus_that_help, makespan, pace_of, pace_of_epoch, planned, simulate, task_seconds
 from bench.report.measurements import read_report
 from tests.records import run_of
-from tests.test_grid import chosen
+from tests.test_grid import chosen, shared
 
 H100 = ROOT / "results/throughput/nvidia-h100-80gb-hbm3.json"
 PAPER = [run_of(experiment.name, seed, "paper") for experiment in EXPERIMENTS for seed in range(10)]
@@ -117,7 +117,7 @@ def test_the_schedule_is_that_of_a_real_small_grid(tmp_path: Path, monkeypatch: 
     took: list[float] = []
     ends: list[float] = []
 
-    class Timed(grid._Server):
+    class Timed(workers._Server):
         def ask(self, run: Run) -> None:
             self.asked = time.monotonic()
             super().ask(run)
@@ -130,9 +130,9 @@ def test_the_schedule_is_that_of_a_real_small_grid(tmp_path: Path, monkeypatch: 
 
     its_settings = chosen(tmp_path, JOBS="2", ONLY="cifar100/baseline_F0", SEEDS="0-3")
     runs = grid.plan(its_settings)
-    monkeypatch.setattr(grid, "_Server", Timed)
+    monkeypatch.setattr(workers, "_Server", Timed)
     started = time.monotonic()
-    assert grid._statuses_of_processes(runs, its_settings) == ["done"] * 4
+    assert shared(runs, its_settings) == ["done"] * 4
     whole = max(ends) - started  # the processes end afterwards
     assert len(took) == 4 and min(took) > 0
     assert makespan(took, 2) == pytest.approx(whole, rel=0.1)

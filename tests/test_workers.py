@@ -15,7 +15,7 @@ from bench import grid, serving, workers
 from bench.errors import UserError
 from bench.experiment import Run
 from bench.settings import Settings
-from tests.test_grid import chosen
+from tests.test_grid import chosen, shared
 
 GIB = 2**30
 
@@ -120,7 +120,7 @@ def serve_with(
         arguments = [str(folder), command[-1], dies_of, str(status), leaves_after]
         return original([sys.executable, "-c", SERVER, *arguments], **options)
 
-    monkeypatch.setattr(grid.subprocess, "Popen", start)
+    monkeypatch.setattr(workers.subprocess, "Popen", start)
 
 
 def notes(folder: Path) -> list[dict[str, Any]]:
@@ -132,7 +132,7 @@ def test_processes_of_a_grid_get_their_device_and_never_share_one_of_two(tmp_pat
     machine(monkeypatch, gpus=2)
     serve_with(monkeypatch, tmp_path)
     its_settings = chosen(tmp_path, JOBS="auto", DEVICE="auto", ONLY="cifar100/baseline", SEEDS="0 1 2 3")
-    assert grid._statuses_of_processes(grid.plan(its_settings), its_settings) == ["done"] * 4
+    assert shared(grid.plan(its_settings), its_settings) == ["done"] * 4
     found = notes(tmp_path)
     assert sorted(each["CUDA_VISIBLE_DEVICES"] for each in found) == ["0", "0", "1", "1"]
     assert {each["DEVICE"] for each in found} == {"cuda"} and {each["JOBS"] for each in found} == {"1"}
@@ -144,7 +144,7 @@ def test_after_a_process_has_left_another_does_the_next_run(tmp_path: Path, monk
     machine(monkeypatch, gpus=1)
     serve_with(monkeypatch, tmp_path, leaves_after="0")
     its_settings = chosen(tmp_path, JOBS="auto", DEVICE="auto", ONLY="cifar100/baseline", SEEDS="0 1 2")
-    assert grid._statuses_of_processes(grid.plan(its_settings), its_settings) == ["done"] * 3
+    assert shared(grid.plan(its_settings), its_settings) == ["done"] * 3
     first, second, third = (note["process"] for note in notes(tmp_path))
     assert first != second == third
 
@@ -156,8 +156,8 @@ def test_a_process_that_ends_within_a_run(
     machine(monkeypatch, gpus=1)
     serve_with(monkeypatch, tmp_path, dies_of="1", status=status)
     its_settings = chosen(tmp_path, JOBS="auto", DEVICE="cpu", ONLY="cifar100/baseline", SEEDS="0 1 2")
-    monkeypatch.setattr(grid, "workers", lambda settings: [{"CUDA_VISIBLE_DEVICES": "0"}])
-    assert grid._statuses_of_processes(grid.plan(its_settings), its_settings) == ["done", expected, "done"]
+    monkeypatch.setattr(workers, "workers", lambda settings: [{"CUDA_VISIBLE_DEVICES": "0"}])
+    assert shared(grid.plan(its_settings), its_settings) == ["done", expected, "done"]
     said = capsys.readouterr().out
     assert ("seed 1: failed: ChildProcessError: the process ended with status 1" in said) == (expected == "failed")
 
