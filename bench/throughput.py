@@ -4,6 +4,8 @@ from pathlib import Path
 
 from bench import environment
 from bench.catalog import find
+from bench.doctor import check_folder
+from bench.errors import UserError
 from bench.experiment import canonical_json
 from bench.grid import choices
 from bench.ledger import write_atomically
@@ -57,13 +59,9 @@ def measure(settings: Settings, *, quick: bool) -> Path:
     names = {name: row for name, row in NETWORKS.items() if row in chosen and (not quick or name in QUICK)}
     part = PARTIAL if quick or len(names) < len(NETWORKS) else ""
     path = settings.results / "throughput" / f"{environment.device_slug(environment.describe(device))}{part}.json"
-    _try_to_write(path.parent)  # now rather than after ten minutes
+    folder = check_folder("throughput", path.parent, "RESULTS", needed=0)
+    if not folder.ok:  # said now rather than after ten minutes
+        raise UserError(f"{folder.found}: {folder.advice}")
     report = bench.report(find(HEADLINE), {name: find(row) for name, row in names.items()})
     write_atomically(path, lambda file: file.write(canonical_json(report).encode()))
     return path
-
-
-def _try_to_write(folder: Path) -> None:
-    probe = folder / ".probe"
-    write_atomically(probe, lambda file: file.write(b""))
-    probe.unlink()

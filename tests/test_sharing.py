@@ -51,6 +51,12 @@ def test_processes_without_memory_are_left_out_and_leave_nobody_behind(tmp_path:
     assert len(times(tmp_path, "went")) == 3, "of the last four none was let go"
 
 
+def test_a_process_that_dies_when_it_is_ready_ends_the_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dies = "import os; os.close(0); print('ready', flush=True)"
+    monkeypatch.setattr(sharing, "PROGRAM", (sys.executable, "-c", dies))
+    assert sharing.shared_speeds("room/4", CPU, tmp_path, seconds=1) == {}
+
+
 @pytest.mark.parametrize(
     ("speeds", "best"), [({"1": 230, "2": 231, "4": 240}, 4), ({"1": 230, "2": 229, "4": 234}, 1), ({"1": 10, "2": 19, "4": 19}, 2)]
 )
@@ -65,7 +71,7 @@ def test_the_program_trains_and_tells_its_speed(
         return small_network(classes)
 
     monkeypatch.setattr("bench.engine.network.build", build)
-    monkeypatch.setattr(sharing, "IMAGES", 256)
+    monkeypatch.setattr(sharing.loops, "IMAGES", 256)
     monkeypatch.setattr(sys, "stdin", io.StringIO("go\n"))
     sharing._train("cifar100/baseline", CPU, tmp_path / "measured.json", 0.1)
     ready, speed = capsys.readouterr().out.splitlines()

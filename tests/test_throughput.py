@@ -1,282 +1,25 @@
-"""Speeds: the timing, the ceilings, the loops that are compared, and what is written about them."""
+"""`make bench-throughput`: the whole measurement, its file, and what is written about it."""
 
 import copy
-import ctypes
 import json
-import subprocess
-import sys
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
 
-import data
-from bench import cli, environment, throughput
+from bench import cli, throughput
 from bench.catalog import EXPERIMENTS, find
-from bench.engine.device_data import DeviceSplit
-from bench.engine.execution import Choices, Execution
+from bench.engine.execution import Choices
 from bench.environment import device_slug
 from bench.errors import UserError
 from bench.experiment import Experiment
-from bench.measure import energy, loops, roofline, timing
+from bench.measure import loops, roofline
 from bench.measure import throughput as measuring
-from bench.measure.timing import Spread, interleaved, peak_memory, ratio
 from bench.report.measurements import read_report
 from bench.report.throughput import compared, throughput_section
-from models.attention import SelfAttention
 from tests.conftest import CPU, small_network
-
-# ---- timing ------------------------------------------------------------------------------------------------------------
-
-
-def test_contenders_take_turns_in_windows_of_the_same_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    log: list[tuple[str, int]] = []
-    clock = {"now": 0.0}
-
-    def contender(name: str, seconds: float) -> Callable[[int], None]:
-        def do(steps: int) -> None:
-            log.append((name, steps))
-            clock["now"] += steps * seconds
-
-        return do
-
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock["now"])
-    speeds = interleaved(
-        {"fast": contender("fast", 0.1), "slow": contender("slow", 4.0)},
-        images={"fast": 8, "slow": 6},
-        device=CPU,
-        window_seconds=1,
-        windows=2,
-    )
-    assert log == [("fast", 1), ("slow", 1), ("fast", 10), ("slow", 1), ("fast", 10), ("slow", 1)]
-    assert speeds == {"fast": pytest.approx([80, 80]), "slow": [1.5, 1.5]}
-    assert ratio(speeds, "fast", "slow").median == pytest.approx(80 / 1.5)
-
-
-@pytest.mark.parametrize(("slow", "turns"), [(1.9, 5), (4, 3), (15, 3)])
-def test_three_turns_are_enough_where_a_step_is_slow(slow: float, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: slow * len(calls))
-    speeds = interleaved({"slow": calls.append}, images={"slow": 8}, device=CPU, window_seconds=1, windows=5)
-    assert speeds == {"slow": pytest.approx([8 / slow] * turns)}
-    assert len(calls) == 1 + turns, "and a first step, which is no window"
-
-
-def test_turns_go_on_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = {"now": 0.0}
-
-    def contender(steps: int) -> None:
-        clock["now"] += steps * 0.5
-
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock["now"])
-    both = {"one": contender, "other": contender}
-    speeds = interleaved(both, images={"one": 8, "other": 8}, device=CPU, window_seconds=1, windows=2, least_seconds=7)
-    assert list(map(len, speeds.values())) == [4, 4], "a turn of both takes two seconds"
-
-
-def test_a_ratio_is_taken_turn_by_turn() -> None:
-    speeds = {"one": [10.0, 20.0, 40.0], "other": [10.0, 10.0, 10.0]}
-    assert ratio(speeds, "one", "other") == Spread(median=2, low=1, high=4)
-
-
-@pytest.mark.parametrize(("machine", "reserved"), [(16 * 10**9, 10**9), (2 * 10**9, 5 * 10**8)])
-def test_after_a_warm_up_as_much_memory_is_at_hand(machine: int, reserved: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    reserves: list[int] = []
-    monkeypatch.setattr(timing, "peak_memory", lambda work, device: work())
-    monkeypatch.setattr("bench.limits.available_memory", lambda: machine)
-    monkeypatch.setattr("bench.memory.reserve", reserves.append)
-    assert timing.warmed_up(lambda: 10**9, CPU) == 10**9
-    assert reserves == [reserved], "no more than a part of the machine's"
-    timing.warmed_up(lambda: 10**9, torch.device("cuda"))
-    assert len(reserves) == 1
-
-
-def test_peak_memory_sees_what_is_freed_again() -> None:
-    size = 300_000_000
-    before = peak_memory(lambda: None, CPU)
-    peak = peak_memory(lambda: torch.ones(size // 4).sum(), CPU)
-    after = peak_memory(lambda: None, CPU)
-    if before is None or peak is None or after is None:
-        pytest.skip("this system does not tell a process's peak")
-    assert peak - before > 0.9 * size and peak - after > 0.9 * size
-
-
-def test_what_was_freed_before_is_no_part_of_the_peak() -> None:
-    before = peak_memory(lambda: None, CPU)
-    pieces = [torch.ones(15_000) for _ in range(5_000)]  # of a size that glibc does not map apart; 300 MB
-    pinned = torch.ones(15_000)  # above them, so that freeing them gives nothing back
-    del pieces
-    after = peak_memory(lambda: None, CPU)
-    if before is None or after is None or not hasattr(ctypes.CDLL(None), "malloc_trim"):
-        pytest.skip("this system does not tell a process's peak, or keeps what is freed")
-    assert pinned.sum() == 15_000 and after - before < 50_000_000
-
-
-def test_energy_is_read_from_the_drivers_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    def total(handle: object, millijoules: Any) -> int:
-        millijoules._obj.value = 12_500
-        return 0
-
-    asked = []
-    library = SimpleNamespace(
-        nvmlInit_v2=lambda: 0,
-        nvmlDeviceGetHandleByUUID=lambda name, handle: asked.append(name) or 0,
-        nvmlDeviceGetTotalEnergyConsumption=total,
-    )
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
-    assert energy.EnergyCounter(torch.device("cuda")).joules() == 12.5
-    assert asked == [b"GPU-1234"]
-    library.nvmlDeviceGetTotalEnergyConsumption = lambda handle, millijoules: 3  # not supported
-    assert energy.EnergyCounter(torch.device("cuda")).joules() is None
-    assert energy.EnergyCounter(CPU).joules() is None
-
-
-# ---- ceilings ----------------------------------------------------------------------------------------------------------
-
-
-def test_vendors_peaks_by_name() -> None:
-    assert roofline.vendor_peak("NVIDIA H200") == {"flops_per_second": 989.4e12, "bytes_per_second": 4800e9}
-    nvl, sxm = roofline.vendor_peak("NVIDIA H100 NVL"), roofline.vendor_peak("NVIDIA H100 80GB HBM3")
-    assert nvl and sxm and nvl["bytes_per_second"] == 3900e9 and sxm["bytes_per_second"] == 3350e9
-    small, large = roofline.vendor_peak("NVIDIA A100-PCIE-40GB"), roofline.vendor_peak("NVIDIA A100-SXM4-80GB")
-    assert small and large and small["bytes_per_second"] == 1555e9 and large["bytes_per_second"] == 2039e9
-    for unknown in ("AMD EPYC 9B45", "NVIDIA L40", "NVIDIA GH200 480GB", "NVIDIA GeForce RTX 3090 Ti"):
-        assert roofline.vendor_peak(unknown) is None
-    assert roofline.vendor_peak("NVIDIA GeForce RTX 3090") == {"flops_per_second": 71e12, "bytes_per_second": 936e9}
-
-
-def test_the_roofline_is_the_slower_of_arithmetic_and_traffic() -> None:
-    peak = {"fp32_flops_per_second": 10.0, "bf16_flops_per_second": 40.0, "bytes_per_second": 100.0}
-    assert roofline.least_seconds(400, 100, peak, "bf16") == 10
-    assert roofline.least_seconds(400, 100, peak, "fp32") == 40
-    assert roofline.least_seconds(400, 3000, peak, "bf16") == 30
-
-
-@pytest.mark.parametrize("size", [2, 4])
-def test_least_bytes_by_hand(size: int) -> None:
-    """A linear layer keeps its input for backward, and a GELU its own; what a linear layer keeps of its weight is counted there."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5), nn.GELU(), nn.Linear(5, 7), nn.Linear(7, 2))
-    parameters = (48 * 5 + 5) + (5 * 7 + 7) + (7 * 2 + 2)
-    activations = 2 * (48 + 5 + 5 + 7)
-    assert roofline.least_bytes(network, 2, side=4, activation_bytes=size) == 10 * 4 * parameters + 2 * size * activations
-
-
-def test_fused_attention_keeps_no_scores() -> None:
-    """Its tokens, then queries, keys and values, which share a tensor, and what is projected."""
-    network = nn.Sequential(nn.Flatten(2), SelfAttention(width=16, heads=2))
-    parameters = 4 * 16**2 + 4 * 16
-    images, tokens = 2, 3
-    numbers = images * tokens * (16 + 3 * 16 + 16)
-    assert roofline.least_bytes(network, images, side=4, activation_bytes=2) == 10 * 4 * parameters + 2 * 2 * numbers
-
-
-def test_measured_peaks_are_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roofline, "seconds_of", lambda work, device: 0.05)
-    peak = roofline.measured_peak(CPU)
-    assert peak["fp32_flops_per_second"] == peak["bf16_flops_per_second"] == 2 * 2048**3 / 0.05
-    assert peak["bytes_per_second"] == 2 * 4 * 2**26 / 0.05
-
-
-def test_a_slow_type_is_not_measured_on_large_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two cores without bf16 units take a minute for the eight products that cores with them do in a second."""
-    monkeypatch.setattr(roofline, "seconds_of", lambda work, device: 13.0)
-    assert roofline.measured_peak(CPU)["bf16_flops_per_second"] == 2 * 256**3 / 13.0
-
-
-# ---- loops -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("flags", [loops.Flags(workers=0), loops.Flags(bf16=True, channels_last=True, fused=True, workers=1)])
-def test_the_conventional_loop_learns(flags: loops.Flags) -> None:
-    """It is no straw man: in 200 steps on 20 images it gets most of them right, crops and flips and all."""
-    dataset = data.load("tiny_fashion_mnist")
-    images = np.pad(dataset.train.images[:200:10], ((0, 0), (2, 2), (2, 2), (0, 0))).repeat(3, axis=3)
-    loop = loops.Conventional(
-        small_network(), images, dataset.train.labels[:200:10], batch_size=20, device=CPU, flags=flags, learning_rate=1e-2
-    )
-    loop(1)
-    first = loop.loss
-    loop(199)
-    assert loop.accuracy > 0.5 and loop.loss < 0.7 * first
-
-
-class Watched:
-    """Networks that note which images they are given: image k is of the one colour 6k, and no crop moves the middle away."""
-
-    def __init__(self) -> None:
-        self.networks: list[nn.Module] = []
-        self.batches: list[list[int]] = []
-        self.images = np.arange(40, dtype=np.uint8)[:, None, None, None] * 6 * np.ones((1, 32, 32, 3), np.uint8)
-        self.labels = np.arange(40, dtype=np.uint8) % 10
-
-    def build(self, model: Any = None, *, classes: int = 10, seed: int = 0, initial: Any = None) -> nn.Module:
-        network = small_network(classes)
-        network.register_forward_pre_hook(self._note)
-        self.networks.append(network)
-        return network
-
-    def _note(self, network: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        middle = given[0].detach().float()[:, 0, 16, 16] * loops.STD[0] + loops.MEAN[0]
-        self.batches.append((middle * 255 / 6).round().int().tolist())
-
-
-@pytest.mark.parametrize("name", ["ours", "eager", "conventional"])
-def test_every_loop_trains_on_every_image_once_an_epoch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    watched = Watched()
-    monkeypatch.setattr(loops.networks, "build", watched.build)
-    split = DeviceSplit(watched.images, watched.labels, padding=4, mean=loops.MEAN, std=loops.STD, device=CPU)
-    flags = loops.Flags(workers=0)
-    do = {
-        "ours": lambda: loops.ours(find("cifar100/baseline"), split, Execution(), batch_size=10, classes=10, device=CPU),
-        "eager": lambda: loops.eager_on_device(watched.build(), split, batch_size=10, device=CPU, flags=flags),
-        "conventional": lambda: loops.Conventional(
-            watched.build(), watched.images, watched.labels, batch_size=10, device=CPU, flags=flags
-        ),
-    }[name]()
-    before = {name: value.clone() for name, value in watched.networks[0].state_dict().items()}
-    do(3)
-    do(5)  # over the end of an epoch
-    first, second = (list(chain(*watched.batches[start : start + 4])) for start in (0, 4))
-    assert sorted(first) == sorted(second) == list(range(40))
-    assert first != second or name == "eager", "another order; the eager loop repeats its one epoch"
-    assert any(not torch.equal(value, before[name]) for name, value in watched.networks[0].state_dict().items())
-
-
-def test_the_bare_step_trains_and_inference_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    watched = Watched()
-    monkeypatch.setattr(loops.networks, "build", watched.build)
-    before = {name: value.clone() for name, value in small_network().state_dict().items()}
-    loops.bare_step(find("cifar100/baseline"), Execution(), batch_size=10, classes=10, device=CPU)(2)
-    loops.inference(find("cifar100/baseline"), Execution(), batch_size=10, classes=10, device=CPU)(1)
-    trained, used = (network.state_dict() for network in watched.networks)
-    assert any(not torch.equal(value, before[name]) for name, value in trained.items())
-    assert all(torch.equal(value, before[name]) for name, value in used.items())
-
-
-def test_modes_of_the_process_are_put_back() -> None:
-    """Outside of deterministic mode the library is as it comes: with TF32 in convolutions."""
-    comes = subprocess.run(
-        [sys.executable, "-c", "import torch; print(torch.backends.cudnn.conv.fp32_precision)"],
-        check=True, capture_output=True, text=True,
-    ).stdout.strip()  # fmt: skip
-    environment.make_deterministic()
-    convolutions = torch.backends.cudnn.conv
-    for on, precision in ((False, comes), (True, "ieee")):
-        with loops.deterministic(on):
-            assert torch.are_deterministic_algorithms_enabled() == on and torch.backends.cudnn.benchmark != on
-            assert convolutions.fp32_precision == precision
-        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
-        assert convolutions.fp32_precision == "ieee"
-
-
-# ---- the whole measurement ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +30,7 @@ def report() -> dict[str, Any]:
         patch.setattr(roofline, "measured_peak", lambda device: {
             "fp32_flops_per_second": 1e11, "bf16_flops_per_second": 2e11, "bytes_per_second": 1e10,
         })  # fmt: skip
-        patch.setattr(measuring, "IMAGES", 512)
+        patch.setattr(loops, "IMAGES", 512)
         patch.setattr(measuring, "BATCH_SIZES", {"cpu": (64, 128)})
         bench = measuring.Bench(
             CPU, Choices(depthwise="reference"), window_seconds=0, windows=3, search=True, say=lambda line: None
@@ -354,18 +97,6 @@ def test_a_network_takes_the_memory_that_it_would_take_alone(monkeypatch: pytest
     monkeypatch.setattr(measuring, "memory_left", lambda device: 5_000 - used["bytes"])  # 3,100 and 2,800, then 2,500
     waiting = {row: find("cifar100/baseline") for row in "abcd"}
     assert list(bench._entrants(waiting, 1000)) == ["a", "b"] and list(waiting) == ["c", "d"], "no room for twice 1,350 more"
-
-
-def test_memory_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    left = timing.memory_left(CPU)
-    if left is None:
-        pytest.skip("this system does not tell")
-    assert 10**8 < left < 10**14
-    monkeypatch.setattr(timing, "memory_in_use", lambda device: 10**9)
-    monkeypatch.setattr("bench.limits.read", lambda path: {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 5000000 kB\n"}[path])
-    for machine, expected in ((16 * 10**9, 5 * 10**6 * 1024), (4 * 10**9, 3 * 10**9)):
-        monkeypatch.setattr("bench.limits.available_memory", lambda machine=machine: machine)
-        assert timing.memory_left(CPU) == expected
 
 
 def test_a_measurement_holds_what_the_tables_show(report: dict[str, Any]) -> None:
@@ -535,7 +266,8 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_measurement(
     monkeypatch.setattr(measuring.Bench, "report", lambda *_: pytest.fail("measured"))
     (tmp_path / "throughput").write_text("")
     assert cli.main(["throughput", "--device", "cpu", "--results", str(tmp_path)]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "throughput: Not a directory: expected a folder that this user may write to" in said
 
 
 @pytest.mark.parametrize(("command", "continues"), [(["throughput"], False), (["grid"], True)])

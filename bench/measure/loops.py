@@ -31,6 +31,7 @@ from models.stochastic_depth import give_factors, rates
 
 Steps = Callable[[int], None]
 
+CLASSES, IMAGES = 100, 6_400  # of noise: as many classes as CIFAR-100 has, images for 50 of its batches
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)  # of CIFAR-100; they change no speed
 
 

@@ -96,7 +96,10 @@ def least_bytes(network: nn.Module, batch_size: int, *, activation_bytes: int, s
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         network(torch.zeros(batch_size, 3, side, side, device="meta"))
-    saved = sum(min(_numbers(tensors), next(iter(tensors)).untyped_storage().nbytes() // 4) for tensors in kept.values())
+    saved = sum(
+        min(sum(tensor.numel() for tensor in tensors), next(iter(tensors)).untyped_storage().nbytes() // 4)
+        for tensors in kept.values()
+    )
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return _ADAMW_PASSES * 4 * parameters + 2 * activation_bytes * saved
 
@@ -104,10 +107,6 @@ def least_bytes(network: nn.Module, batch_size: int, *, activation_bytes: int, s
 def _memory(tensor: Tensor) -> int:
     identity: int = tensor.untyped_storage()._cdata
     return identity
-
-
-def _numbers(tensors: set[Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors)
 
 
 def least_seconds(flops: float, bytes_moved: float, peak: dict[str, float], precision: str) -> float:

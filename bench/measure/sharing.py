@@ -6,7 +6,7 @@ This is also the program of one of them: it gets ready, says so, waits for a lin
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -22,7 +22,6 @@ from bench.measure.timing import seconds_of, synchronize
 
 PROGRAM = (sys.executable, "-m", "bench.measure.sharing")
 PROCESSES = (1, 2, 4)
-CLASSES, IMAGES = 100, 6_400  # of noise
 AT_A_TIME = 8  # steps between two looks at the clock, which wait for the device
 ENOUGH = 0.98  # of the highest speed: more processes for the rest of it are not worth their memory
 
@@ -64,8 +63,9 @@ def _together(count: int, arguments: list[str]) -> float | None:
             return None
         for process in processes:
             assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
+            with suppress(BrokenPipeError):  # it has died, and will not tell a speed
+                process.stdin.write("go\n")
+                process.stdin.close()
         speeds = [_line(process) for process in processes]
         return sum(map(float, speeds)) if all(speeds) else None
 
@@ -78,11 +78,11 @@ def _line(process: "subprocess.Popen[str]") -> str:
 def _train(name: str, device: torch.device, kept: Path | None, seconds: float) -> None:
     experiment = find(name)
     batch_size = experiment.recipe.batch_size
-    images, labels = loops.random_images(IMAGES, CLASSES)
+    images, labels = loops.random_images(loops.IMAGES, loops.CLASSES)
     split = DeviceSplit(images, labels, padding=4, mean=loops.MEAN, std=loops.STD, device=device)
-    network = networks.build(experiment.model, classes=CLASSES, seed=0)
+    network = networks.build(experiment.model, classes=loops.CLASSES, seed=0)
     execution = choose(network, experiment.recipe.precision, device, Choices(compile="off", kept=kept), steps=1)
-    do = loops.ours(experiment, split, execution, batch_size=batch_size, classes=CLASSES, device=device)
+    do = loops.ours(experiment, split, execution, batch_size=batch_size, classes=loops.CLASSES, device=device)
     do(WARM_UP + 1)
     synchronize(device)
     print("ready", flush=True)

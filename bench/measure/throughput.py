@@ -26,9 +26,7 @@ from bench.measure.sharing import shared_speeds
 from bench.measure.timing import Spread, interleaved, memory_in_use, memory_left, ratio, seconds_of, synchronize, warmed_up
 
 SCHEMA = 1
-CLASSES = 100
 EPOCH = 50_000  # images of a CIFAR-100 epoch
-IMAGES = 6_400  # of noise, on the device
 BATCH_SIZES = {"cpu": (64, 128, 256), "cuda": (128, 512, 2048)}
 
 # The loops of the comparison; ratios name them.
@@ -104,7 +102,7 @@ class Bench:
         self._device, self._choices = device, choices
         self._window_seconds, self._windows, self._search, self._say = window_seconds, windows, search, say
         self._ends = time.perf_counter() + least_seconds
-        images, labels = loops.random_images(IMAGES, CLASSES)
+        images, labels = loops.random_images(loops.IMAGES, loops.CLASSES)
         self._images, self._labels = images, labels
         self._split = DeviceSplit(images, labels, padding=4, mean=loops.MEAN, std=loops.STD, device=device)
         self._energy = EnergyCounter(device)
@@ -127,7 +125,7 @@ class Bench:
             "schema": SCHEMA,
             "code": environment.code_state(),
             "environment": environment.describe(self._device),
-            "settings": {"windows": self._windows, "window_seconds": self._window_seconds, "images": IMAGES},
+            "settings": {"windows": self._windows, "window_seconds": self._window_seconds, "images": loops.IMAGES},
             "peak": peak,
             "vendor_peak": roofline.vendor_peak(environment.device_name(self._device)),
             "loops": compared,
@@ -185,21 +183,21 @@ class Bench:
         batch_size, device = experiment.recipe.batch_size, self._device
 
         def conventional(flags: loops.Flags) -> loops.Steps:
-            network = networks.build(experiment.model, classes=CLASSES, seed=0)
+            network = networks.build(experiment.model, classes=loops.CLASSES, seed=0)
             loop = loops.Conventional(network, self._images, self._labels, batch_size=batch_size, device=device, flags=flags)
             return _in_mode(loop, on=False)
 
         def mine(execution: Execution, on: bool = True, experiment: Experiment = experiment) -> loops.Steps:
-            steps = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=CLASSES, device=device)
+            steps = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=loops.CLASSES, device=device)
             return _in_mode(steps, on=on)
 
         def eager() -> loops.Steps:
-            network = networks.build(experiment.model, classes=CLASSES, seed=0)
+            network = networks.build(experiment.model, classes=loops.CLASSES, seed=0)
             steps = loops.eager_on_device(network, self._split, batch_size=batch_size, device=device, flags=flags)
             return _in_mode(steps, on=False)
 
         def bare() -> loops.Steps:
-            steps = loops.bare_step(experiment, execution, batch_size=batch_size, classes=CLASSES, device=device)
+            steps = loops.bare_step(experiment, execution, batch_size=batch_size, classes=loops.CLASSES, device=device)
             return _in_mode(steps, on=True)
 
         plain = replace(execution, compiled=False)
@@ -233,7 +231,7 @@ class Bench:
         batch_size = experiment.recipe.batch_size
 
         def seconds(flags: loops.Flags) -> float:
-            network = networks.build(experiment.model, classes=CLASSES, seed=0)
+            network = networks.build(experiment.model, classes=loops.CLASSES, seed=0)
             loop = _in_mode(
                 loops.Conventional(network, self._images, self._labels, batch_size=batch_size, device=self._device, flags=flags),
                 on=False,
@@ -311,7 +309,7 @@ class Bench:
         device, batch_size = self._device, experiment.recipe.batch_size
         execution = self._choose(experiment)
         before = memory_in_use(device)
-        step = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=CLASSES, device=device)
+        step = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=loops.CLASSES, device=device)
         seconds = 0.0
 
         def warm() -> None:
@@ -325,7 +323,7 @@ class Bench:
 
     def _row(self, experiment: Experiment, entrant: "_Entrant", speeds: list[float], peak: dict[str, float]) -> Report:
         precision, batch_size = experiment.recipe.precision, entrant.batch_size
-        network = networks.build(experiment.model, classes=CLASSES, seed=0)
+        network = networks.build(experiment.model, classes=loops.CLASSES, seed=0)
         flops, training = training_flops(network), Spread.of(speeds)
         in_bf16 = precision == "bf16" and entrant.execution.bf16 == "units"
         least_bytes = roofline.least_bytes(network, batch_size, activation_bytes=2 if in_bf16 else 4)
@@ -351,7 +349,7 @@ class Bench:
 
     def _inference(self, experiment: Experiment, execution: Execution) -> loops.Steps:
         batch_size = EVALUATION_BATCH[self._device.type]
-        steps = loops.inference(experiment, execution, batch_size=batch_size, classes=CLASSES, device=self._device)
+        steps = loops.inference(experiment, execution, batch_size=batch_size, classes=loops.CLASSES, device=self._device)
         steps(1)
         return steps
 
@@ -379,7 +377,7 @@ class Bench:
 
     def _once(self, experiment: Experiment, execution: Execution, batch_size: int, expected: float) -> float:
         """Images per second in one window, at another batch size than the recipe's."""
-        step = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=CLASSES, device=self._device)
+        step = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=loops.CLASSES, device=self._device)
         step(_cold(execution))
         count = max(1, round(self._window_seconds * expected / batch_size))
         return batch_size * count / seconds_of(lambda: step(count), self._device)
@@ -390,7 +388,7 @@ class Bench:
         )
 
     def _choose(self, experiment: Experiment) -> Execution:
-        network = networks.build(experiment.model, classes=CLASSES, seed=0)
+        network = networks.build(experiment.model, classes=loops.CLASSES, seed=0)
         recipe = experiment.recipe
         steps = recipe.epochs * (EPOCH // recipe.batch_size)
         return choose(network, recipe.precision, self._device, self._choices, steps=steps)

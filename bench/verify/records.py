@@ -16,11 +16,11 @@ from bench.errors import UserError
 from bench.experiment import Model, Recipe, canonical_json, sha256_of
 from bench.ledger import FINISHED, SECTIONS, Ledger, Record, departures, parse
 from bench.locks import LOCKS
+from bench.measure.cost import cost_again
 from bench.profiles import at_profile
 from bench.provenance import commit_of, locked_instead
 from bench.report.environments import unlike
 from bench.schema import shown
-from bench.verify.costs import cost_again
 from bench.verify.findings import Finding, Section, compare, compare_text, counted
 from data import synthetic, tiny
 from data.canonical import Spec
