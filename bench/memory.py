@@ -12,9 +12,15 @@ def keep_freed() -> None:
     goes on. Two Xeon cores train the CIFAR stem 1.1 times, ViT-Tiny 1.08 times as fast without that, the default stem no faster
     (medians of processes that took turns). Where the C library is no glibc nothing changes.
     """
-    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    if can_keep():
+        libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)  # no block is mapped by itself, to be unmapped when it is freed
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # the heap's end is not returned either
+
+
+def can_keep() -> bool:
+    """Whether :func:`keep_freed` changes anything: whether the C library is glibc."""
+    return hasattr(ctypes.CDLL(None), "mallopt")
 
 
 def give_back() -> None:

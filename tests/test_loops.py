@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -39,14 +40,19 @@ class Watched:
     def __init__(self) -> None:
         self.networks: list[nn.Module] = []
         self.batches: list[list[int]] = []
+        self.channels_last: list[bool] = []  # of the batches
         self.images = np.arange(40, dtype=np.uint8)[:, None, None, None] * 6 * np.ones((1, 32, 32, 3), np.uint8)
         self.labels = np.arange(40, dtype=np.uint8) % 10
 
     def build(self, model: Any = None, *, classes: int = 10, seed: int = 0, initial: Any = None) -> nn.Module:
         network = small_network(classes)
         network.register_forward_pre_hook(self._note)
+        network.features[0].register_forward_pre_hook(self._note_layout)  # type: ignore[operator, union-attr]
         self.networks.append(network)
         return network
+
+    def _note_layout(self, stem: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        self.channels_last.append(given[0].is_contiguous(memory_format=torch.channels_last))
 
     def _note(self, network: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         middle = given[0].detach().float()[:, 0, 16, 16] * loops.STD[0] + loops.MEAN[0]
@@ -73,6 +79,23 @@ def test_every_loop_trains_on_every_image_once_an_epoch(name: str, monkeypatch: 
     assert sorted(first) == sorted(second) == list(range(40))
     assert first != second or name == "eager", "another order; the eager loop repeats its one epoch"
     assert any(not torch.equal(value, before[name]) for name, value in watched.networks[0].state_dict().items())
+
+
+@pytest.mark.parametrize(("without", "exact"), [({"channels_last": False}, False), ({"fused": False}, False), ({}, True)])
+def test_ours_without_a_lever_trains_alike(without: dict[str, bool], exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched()
+    monkeypatch.setattr(loops.networks, "build", watched.build)
+    split = DeviceSplit(watched.images, watched.labels, padding=4, mean=loops.MEAN, std=loops.STD, device=CPU)
+    in_fp32 = replace(find("cifar100/baseline"), recipe=replace(find("cifar100/baseline").recipe, precision="fp32"))
+    for left_out in ({}, without):
+        loops.ours(in_fp32, split, Execution(), batch_size=10, classes=10, device=CPU, **left_out)(3)
+    one, other = (network.state_dict() for network in watched.networks)
+    assert watched.batches[:3] == watched.batches[3:], "the same images"
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=0 if exact else 1e-3, atol=0 if exact else 1e-4)
+    layouts = [network.features[2][1].weight.is_contiguous(memory_format=torch.channels_last) for network in watched.networks]  # type: ignore[index, union-attr]
+    assert layouts == [True, without.get("channels_last", True)]
+    assert watched.channels_last == 3 * [True] + 3 * [without.get("channels_last", True)]
 
 
 def test_the_bare_step_trains_and_inference_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

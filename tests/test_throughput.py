@@ -4,12 +4,12 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from bench import cli, throughput
+from bench import cli, memory, throughput
 from bench.catalog import EXPERIMENTS, find
 from bench.engine.execution import Choices
 from bench.environment import device_slug
@@ -22,9 +22,26 @@ from bench.report.throughput import compared, throughput_section
 from tests.conftest import CPU, small_network
 
 
+class Apart:
+    """Stands for a loop in another process."""
+
+    made: ClassVar[list["Apart"]] = []
+
+    def __init__(self, experiment: str, choices: Choices) -> None:
+        self.closed = False
+        self.made.append(self)
+
+    def __call__(self, steps: int) -> None:
+        assert not self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+
 @pytest.fixture(scope="module")
-def report() -> dict[str, Any]:
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A measurement of the small network in windows of one step."""
+    kept = tmp_path_factory.mktemp("kept") / "measured.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.engine.network.build", lambda model, *, classes, seed, initial=None: small_network(classes))
         patch.setattr(roofline, "measured_peak", lambda device: {
@@ -32,8 +49,10 @@ def report() -> dict[str, Any]:
         })  # fmt: skip
         patch.setattr(loops, "IMAGES", 512)
         patch.setattr(measuring, "BATCH_SIZES", {"cpu": (64, 128)})
+        patch.setattr(measuring, "Apart", Apart)
+        patch.setattr(memory, "can_keep", lambda: True)
         bench = measuring.Bench(
-            CPU, Choices(depthwise="reference"), window_seconds=0, windows=3, search=True, say=lambda line: None
+            CPU, Choices(depthwise="reference", kept=kept), window_seconds=0, windows=3, search=True, say=lambda line: None
         )
         rows = {"small": find("cifar100/baseline"), "again": find("cifar100/C_se")}
         found = bench.report(find("cifar100/baseline"), rows)
@@ -103,9 +122,11 @@ def test_a_measurement_holds_what_the_tables_show(report: dict[str, Any]) -> Non
     speeds = report["loops"]["images_per_second"]
     expected = {
         measuring.OURS, measuring.BARE, measuring.CONVENTIONAL, measuring.CONVENTIONAL_BEST, measuring.EAGER,
-        measuring.NOT_DETERMINISTIC,
+        measuring.NOT_DETERMINISTIC, measuring.DEFAULT_LAYOUT, measuring.NOT_FUSED, measuring.MEMORY_RETURNED,
     }  # fmt: skip
     assert expected <= set(speeds)
+    assert f"{measuring.OURS} / {measuring.NOT_FUSED}" in report["loops"]["ratios"]
+    assert [loop.closed for loop in Apart.made] == [True]
     assert all(0 < speed["low"] <= speed["median"] <= speed["high"] for speed in speeds.values())
     row = report["families"]["small"]
     assert row["seconds_per_epoch"] == pytest.approx(50_000 / row["training_images_per_second"]["median"])
@@ -127,6 +148,15 @@ def test_the_section_shows_loops_ratios_and_networks(report: dict[str, Any], tmp
         assert f"| {name} " in text
     share = report["families"]["small"]["flops_per_second"] / 2e11
     assert f" {share:.0%} " in text
+
+
+def test_the_section_shows_by_what_the_mode_was_chosen(report: dict[str, Any], tmp_path: Path) -> None:
+    assert set(report["methods"]["bf16"]) == {"units", "fp32"}
+    seconds = {"bf16": {"units": 0.002, "fp32": 0.001}, "depthwise 4x4x384 fp32": {"convolution": 0.0043, "pairs": 0.0015}}
+    (tmp_path / "a.json").write_text(json.dumps(report | {"methods": seconds}))
+    text = throughput_section(tmp_path)
+    assert "| linear layer of a bf16 recipe | fp32 1, units 2 " in text
+    assert "| depthwise 4x4x384 fp32        | pairs 1.5, convolution 4.3 " in text
 
 
 def test_the_vendors_peak_and_the_energy_are_shown_where_known(report: dict[str, Any], tmp_path: Path) -> None:

@@ -136,6 +136,11 @@ class Measurements:
         self._machine = f"{environment.device_name(device)}{on_cpu}, torch {torch.__version__}, methods {METHODS}"
         self._seconds: dict[str, dict[str, float]] = self._read().get(self._machine, {})
 
+    @property
+    def seconds(self) -> dict[str, dict[str, float]]:
+        """Of each alternative for each layer, forward and backward, as far as they were measured."""
+        return self._seconds
+
     def bf16(self) -> Literal["units", "fp32"]:
         """What to compute bf16 in. A GPU has units for it.
 

@@ -20,7 +20,7 @@ from torchvision import transforms
 from bench.engine import network as networks
 from bench.engine.compiling import compile_blocks
 from bench.engine.device_data import DeviceSplit, draw_epoch
-from bench.engine.execution import Execution
+from bench.engine.execution import Choices, Execution, choose
 from bench.engine.graphs import captured
 from bench.engine.optimizer import adamw
 from bench.engine.regime import EVERYTHING, release
@@ -184,16 +184,46 @@ def eager_on_device(
 # ---- ours --------------------------------------------------------------------------------------------------------------
 
 
+def ours_alone(experiment: Experiment, device: torch.device, choices: Choices) -> Steps:
+    """Our loop for a process that does nothing else: on images of noise, in the mode of a short run."""
+    images, labels = random_images(IMAGES, CLASSES)
+    split = DeviceSplit(images, labels, padding=4, mean=MEAN, std=STD, device=device)
+    network = networks.build(experiment.model, classes=CLASSES, seed=0)
+    execution = choose(network, experiment.recipe.precision, device, choices, steps=1)
+    return ours(experiment, split, execution, batch_size=experiment.recipe.batch_size, classes=CLASSES, device=device)
+
+
 def ours(
-    experiment: Experiment, split: DeviceSplit, execution: Execution, *, batch_size: int, classes: int, device: torch.device
+    experiment: Experiment,
+    split: DeviceSplit,
+    execution: Execution,
+    *,
+    batch_size: int,
+    classes: int,
+    device: torch.device,
+    channels_last: bool = True,
+    fused: bool = True,
 ) -> Steps:
-    """The engine's own steps, epoch after epoch, as ``train`` does them."""
+    """The engine's own steps, epoch after epoch, as ``train`` does them.
+
+    Args:
+        channels_last: else weights and images have torch's own layout.
+        fused: else the optimizer is no single kernel.
+    """
     recipe = replace(experiment.recipe, batch_size=batch_size)
     network = build(experiment, classes, device, execution).train()
+    if not channels_last:
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        network.register_forward_pre_hook(lambda network, given: (given[0].contiguous(),))
     part_of = networks.FAMILIES[experiment.model.family].part_of
     release(networks.by_part(network, part_of), EVERYTHING)
     steps_per_epoch = len(split) // batch_size
-    step = TrainingStep(network, adamw(network, recipe, part_of), split, recipe, execution, steps=steps_per_epoch)
+    optimizer = adamw(network, recipe, part_of)
+    step = TrainingStep(network, optimizer, split, recipe, execution, steps=steps_per_epoch)
+    if not fused:
+        for group in optimizer.param_groups:
+            group["fused"] = None  # torch's own choice: all tensors in few kernels on a GPU, one after another on a CPU
+        optimizer.found_inf = None  # type: ignore[attr-defined]  # only the fused one knows it
     done = 0
 
     def do(steps: int) -> None:

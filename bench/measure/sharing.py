@@ -13,9 +13,7 @@ import torch
 
 from bench import environment
 from bench.catalog import find
-from bench.engine import network as networks
-from bench.engine.device_data import DeviceSplit
-from bench.engine.execution import Choices, choose
+from bench.engine.execution import Choices
 from bench.engine.graphs import WARM_UP
 from bench.measure import loops
 from bench.measure.timing import seconds_of, synchronize
@@ -77,12 +75,7 @@ def _line(process: "subprocess.Popen[str]") -> str:
 
 def _train(name: str, device: torch.device, kept: Path | None, seconds: float) -> None:
     experiment = find(name)
-    batch_size = experiment.recipe.batch_size
-    images, labels = loops.random_images(loops.IMAGES, loops.CLASSES)
-    split = DeviceSplit(images, labels, padding=4, mean=loops.MEAN, std=loops.STD, device=device)
-    network = networks.build(experiment.model, classes=loops.CLASSES, seed=0)
-    execution = choose(network, experiment.recipe.precision, device, Choices(compile="off", kept=kept), steps=1)
-    do = loops.ours(experiment, split, execution, batch_size=batch_size, classes=loops.CLASSES, device=device)
+    do = loops.ours_alone(experiment, device, Choices(compile="off", kept=kept))
     do(WARM_UP + 1)
     synchronize(device)
     print("ready", flush=True)
@@ -91,7 +84,7 @@ def _train(name: str, device: torch.device, kept: Path | None, seconds: float) -
     while (passed := time.perf_counter() - started) < seconds:
         seconds_of(lambda: do(AT_A_TIME), device)
         steps += AT_A_TIME
-    print(steps * batch_size / passed, flush=True)
+    print(steps * experiment.recipe.batch_size / passed, flush=True)
 
 
 if __name__ == "__main__":

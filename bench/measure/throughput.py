@@ -7,6 +7,7 @@ parameter. The result is one JSON value per device, for ``results/throughput/``.
 import gc
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from bench.engine.execution import Choices, Execution, Measurements, choose
 from bench.engine.graphs import WARM_UP
 from bench.experiment import Experiment
 from bench.measure import loops, roofline
+from bench.measure.apart import Apart
 from bench.measure.cost import multiply_adds, training_flops
 from bench.measure.energy import EnergyCounter
 from bench.measure.sharing import shared_speeds
@@ -34,9 +36,11 @@ OURS, BARE = "ours", "bare step"
 CONVENTIONAL, CONVENTIONAL_BEST = "conventional, fp32", "conventional, best flags"
 EAGER = "eager on device-resident tensors, best flags"
 NOT_COMPILED = "ours, not compiled"
-# The next five are not compiled, and stand beside "ours, not compiled" where "ours" is: compiling takes half a minute each time.
+# The next eight are not compiled, and stand beside "ours, not compiled" where "ours" is: compiling takes half a minute each time.
 NOT_DETERMINISTIC, REFERENCE_DEPTHWISE = "ours, not deterministic", "ours, reference depthwise"
 REFERENCE_PATCHES = "ours, reference patch convolutions"
+DEFAULT_LAYOUT, NOT_FUSED = "ours, not channels last", "ours, AdamW not fused"
+MEMORY_RETURNED = "ours, freed memory returned"
 LIBRARY_BF16 = "ours, bf16 as the library computes it"
 IN_FP32 = "ours, in fp32"
 NO_GRAPH = "ours, no CUDA graph"
@@ -52,11 +56,14 @@ LOOPS = (
     NOT_DETERMINISTIC,
     REFERENCE_DEPTHWISE,
     REFERENCE_PATCHES,
+    DEFAULT_LAYOUT,
+    NOT_FUSED,
+    MEMORY_RETURNED,
     LIBRARY_BF16,
     NO_GRAPH,
     COMPILED,
 )
-PLAIN = (REFERENCE_DEPTHWISE, REFERENCE_PATCHES, LIBRARY_BF16, NOT_DETERMINISTIC)
+PLAIN = (REFERENCE_DEPTHWISE, REFERENCE_PATCHES, DEFAULT_LAYOUT, NOT_FUSED, MEMORY_RETURNED, LIBRARY_BF16, NOT_DETERMINISTIC)
 TOO_SLOW_TO_SEARCH = 3.0  # seconds of a step
 MOST_SLOWDOWN = 8.0  # times as slow: from there on a single step of the library's bf16 takes the better part of a minute
 ROOM = 2.0  # times the memory of the largest network so far, for the next one
@@ -131,6 +138,7 @@ class Bench:
             "loops": compared,
             "families": rows,
             "sharing": sharing,
+            "methods": Measurements(self._device, self._choices.kept).seconds,
             "seconds": time.perf_counter() - started,
         }
 
@@ -150,18 +158,19 @@ class Bench:
         execution = self._choose(experiment)
         flags = self._best_flags(experiment, units=execution.bf16 == "units")
         contenders: dict[str, loops.Steps] = {}
-        for name, make in self._contenders(experiment, execution, flags).items():
-            self._say(name)
-            contenders[name] = make()
-            contenders[name](WARM_UP + 2 if self._device.type == "cuda" else 2)  # plans, allocations, workers, a graph
-        speeds = interleaved(
-            contenders,
-            images=dict.fromkeys(contenders, batch_size),
-            device=self._device,
-            window_seconds=self._window_seconds,
-            windows=self._windows,
-            least_seconds=self._ends - time.perf_counter(),
-        )
+        with ExitStack() as open_:
+            for name, make in self._contenders(experiment, execution, flags, open_).items():
+                self._say(name)
+                contenders[name] = make()
+                contenders[name](WARM_UP + 2 if self._device.type == "cuda" else 2)  # plans, allocations, workers, a graph
+            speeds = interleaved(
+                contenders,
+                images=dict.fromkeys(contenders, batch_size),
+                device=self._device,
+                window_seconds=self._window_seconds,
+                windows=self._windows,
+                least_seconds=self._ends - time.perf_counter(),
+            )
         return {
             "experiment": experiment.name,
             "batch_size": batch_size,
@@ -178,8 +187,14 @@ class Bench:
             },
         }
 
-    def _contenders(self, experiment: Experiment, execution: Execution, flags: loops.Flags) -> dict[str, Callable[[], loops.Steps]]:
-        """What takes part, each made when it is its turn. Rows that would be ``ours`` again are left out."""
+    def _contenders(
+        self, experiment: Experiment, execution: Execution, flags: loops.Flags, open_: ExitStack
+    ) -> dict[str, Callable[[], loops.Steps]]:
+        """What takes part, each made when it is its turn. Rows that would be ``ours`` again are left out.
+
+        Args:
+            open_: closes what must be closed.
+        """
         batch_size, device = experiment.recipe.batch_size, self._device
 
         def conventional(flags: loops.Flags) -> loops.Steps:
@@ -187,8 +202,9 @@ class Bench:
             loop = loops.Conventional(network, self._images, self._labels, batch_size=batch_size, device=device, flags=flags)
             return _in_mode(loop, on=False)
 
-        def mine(execution: Execution, on: bool = True, experiment: Experiment = experiment) -> loops.Steps:
-            steps = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=loops.CLASSES, device=device)
+        def mine(execution: Execution, on: bool = True, experiment: Experiment = experiment, **without: bool) -> loops.Steps:
+            split, classes = self._split, loops.CLASSES
+            steps = loops.ours(experiment, split, execution, batch_size=batch_size, classes=classes, device=device, **without)
             return _in_mode(steps, on=on)
 
         def eager() -> loops.Steps:
@@ -208,7 +224,11 @@ class Bench:
             CONVENTIONAL_BEST: lambda: conventional(flags),
             EAGER: eager,
             NOT_DETERMINISTIC: lambda: mine(plain, on=False),
+            DEFAULT_LAYOUT: lambda: mine(plain, channels_last=False),
+            NOT_FUSED: lambda: mine(plain, fused=False),
         }
+        if device.type == "cpu" and memory.can_keep():
+            variants[MEMORY_RETURNED] = lambda: open_.enter_context(closing(Apart(experiment.name, self._choices)))
         if execution.compiled:
             variants[NOT_COMPILED] = lambda: mine(plain)
         if experiment.recipe.precision == "bf16" and execution.bf16 == "units":

@@ -72,6 +72,9 @@ FIELDS = (
 IN_NEWER_FILES = (
     Field("sharing", OBJECT.or_null()),
     Field("sharing.*", POSITIVE),
+    Field("methods", OBJECT),
+    Field("methods.*", OBJECT),
+    Field("methods.*.*", POSITIVE),
     Field("families.*.windows", COUNT),
     Field("families.*.least_bytes_per_second", POSITIVE),
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.catalog import EXPERIMENTS, find
+from bench.engine.execution import BATCH, FASTER_BY
 from bench.environment import device_in_words
 from bench.measure.throughput import LOOPS, RATIOS
 from bench.provenance import shown
@@ -24,6 +25,12 @@ parameters and activations, whose share of the bandwidth is that of copies. Trai
 compiled nor in a graph. The warm-up is what the first steps take, with the compiling of what no row above has compiled. The best
 batch is the fastest of a few, not compiled, in a window each; where a step takes several seconds it is empty, for only the recipe's
 batch was measured.
+"""
+METHODS_NOTE = f"""\
+Layers by themselves, by whose times the mode was chosen: the shortest of several measurements at batch {BATCH}. In place of the
+library's operator (*convolution*, *fused*; *units* of the processor for bf16) another method is taken where it is
+{FASTER_BY["cpu"]} times as fast, on a GPU {FASTER_BY["cuda"]} times; of patches and attention the sum over a network's layers
+counts.
 """
 
 
@@ -47,6 +54,8 @@ def _device_section(path: Path, report: Report) -> str:
         table([{"ratio": name, "times as fast": _spread(value, 2)} for name, value in _in_order(loops["ratios"], PAIRS)]) + "\n",
         table([_family_line(row, report) for row in sorted(report["families"].values(), key=_place)]) + "\n",
     ]
+    if methods := report.get("methods"):
+        lines += [METHODS_NOTE, table([_method_line(layer, seconds) for layer, seconds in sorted(methods.items())]) + "\n"]
     if sharing := report.get("sharing"):
         speeds = ", ".join(f"{_number(speed, None)} images/s with JOBS={count}" for count, speed in sharing.items())
         lines.append(f"Processes that share this GPU, each training `{loops['experiment']}`, not compiled: {speeds}.\n")
@@ -108,6 +117,14 @@ def _family_line(row: Report, report: Report) -> dict[str, Any]:
         "warm-up (s)": f"{row['warm_up_seconds']:.1f}",
         "best batch": f"{best['batch_size']} ({best['training_images_per_second']:,.0f} images/s)" if best else "",
         "mode": _mode(row),
+    }
+
+
+def _method_line(layer: str, seconds: dict[str, float]) -> dict[str, str]:
+    fastest_first = sorted(seconds.items(), key=lambda item: item[1])
+    return {
+        "layer": "linear layer of a bf16 recipe" if layer == "bf16" else layer,
+        "ms, forward and backward": ", ".join(f"{method} {1000 * its:.3g}" for method, its in fastest_first),
     }
 
 
