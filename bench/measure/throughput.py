@@ -91,7 +91,7 @@ class Bench:
         window_seconds: about how long one turn of one contender lasts.
         windows: turns of each contender.
         least_seconds: of everything; the loops come last and take turns until then.
-        search: whether to look for each family's best batch size, and to time the slowest of the loops.
+        search: whether to look for each family's best batch size, and to time the loops that take long or begin slowly.
         say: takes a line on what is being measured.
     """
 
@@ -227,7 +227,7 @@ class Bench:
             DEFAULT_LAYOUT: lambda: mine(plain, channels_last=False),
             NOT_FUSED: lambda: mine(plain, fused=False),
         }
-        if device.type == "cpu" and memory.can_keep():
+        if device.type == "cpu" and self._search and memory.can_keep():
             variants[MEMORY_RETURNED] = lambda: open_.enter_context(closing(Apart(experiment.name, self._choices)))
         if execution.compiled:
             variants[NOT_COMPILED] = lambda: mine(plain)
