@@ -27,10 +27,10 @@ batch is the fastest of a few, not compiled, in a window each; where a step take
 batch was measured.
 """
 METHODS_NOTE = f"""\
-Layers by themselves, by whose times the mode was chosen: the shortest of several measurements at batch {BATCH}. In place of the
-library's operator (*convolution*, *fused*; *units* of the processor for bf16) another method is taken where it is
-{FASTER_BY["cpu"]} times as fast, on a GPU {FASTER_BY["cuda"]} times; of patches and attention the sum over a network's layers
-counts.
+The mode was chosen by the times of single layers, the shortest of several at batch {BATCH} (maps are side x side x channels,
+attention is heads x channels). The library's operator (*convolution*, *fused*, the processor's *units* for bf16) is replaced
+by a method that is {FASTER_BY["cpu"]} times as fast, on a GPU {FASTER_BY["cuda"]} times; of patches and attention the sum over
+a network's layers counts.
 """
 
 
