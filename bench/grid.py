@@ -28,6 +28,7 @@ from bench.measure.estimate import Estimator, duration
 from bench.profiles import at_profile
 from bench.progress import Unseen, Watcher
 from bench.settings import Settings
+from bench.shards import work
 from bench.workers import devices, share, workers
 from data.fetch import weights_path
 from data.sources import IMAGENET_WEIGHTS
@@ -188,17 +189,20 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
         flush=True,
     )
     check_inputs(due, settings)
-    settings = replace(settings, jobs=len(workers(settings)))
+    processes = len(workers(settings))
+    settings = replace(settings, jobs=processes)
+    if processes > 1:
+        due.sort(key=work, reverse=True)  # the longest first, so that no process waits for it in the end
     estimates = _estimates(due, settings, device)
     if estimates:
-        seconds = sum(estimates) / min(devices(settings), len(due))
+        seconds = max(*estimates, sum(estimates) / devices(settings))
         print(f"about {duration(seconds)} on this device, from a few timed steps", flush=True)
     started = time.perf_counter()
-    statuses = _statuses(due, settings, estimates, device)
+    statuses = _statuses(due, settings, _TimeLeft(due, estimates), device)
     while (busy := [i for i, status in enumerate(statuses) if status == "busy"]) and NOT_BEGUN not in statuses:
         free = _freed([due[i] for i in busy], settings)
         again = [i for i in busy if due[i] in free]
-        for i, status in zip(again, _statuses([due[i] for i in again], settings, [], device), strict=True):
+        for i, status in zip(again, _statuses([due[i] for i in again], settings, _TimeLeft([], []), device), strict=True):
             statuses[i] = status
     counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
     summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing to do"
@@ -206,17 +210,32 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
     return 0 if set(statuses) <= {"done"} else 1
 
 
-def _statuses(due: Sequence[Run], settings: Settings, estimates: Sequence[float], device: torch.device) -> list[str]:
-    """Execute runs and return their statuses.
+class _TimeLeft:
+    """Says after each run how long the others will take, at the pace so far; without estimates it says nothing.
 
     Args:
-        estimates: seconds of each; without them nothing is said of the time that is left.
+        estimates: seconds of each run.
     """
+
+    def __init__(self, runs: Sequence[Run], estimates: Sequence[float]) -> None:
+        self._left = dict(zip((run.key for run in runs), estimates, strict=False))
+        self._count, self._all = len(self._left), sum(estimates)
+        self._started = time.perf_counter()
+
+    def ended(self, run: Run) -> None:
+        """Take a run that has."""
+        if self._left.pop(run.key, None) and self._left:
+            left = sum(self._left.values())
+            pace = (time.perf_counter() - self._started) / (self._all - left)
+            print(f"{self._count - len(self._left)} of {self._count} runs, about {duration(pace * left)} left", flush=True)
+
+
+def _statuses(due: Sequence[Run], settings: Settings, time_left: _TimeLeft, device: torch.device) -> list[str]:
+    """Execute runs and return their statuses."""
     gc.collect()  # of what the estimates leave
     if len(workers(settings)) > 1:
         torch.cuda.empty_cache()  # the memory is the processes' now
-        return share(due, settings, lambda run, how: status_of_the_dead(run, settings, how))
-    started = time.perf_counter()
+        return share(due, settings, lambda run, how: status_of_the_dead(run, settings, how), time_left.ended)
     statuses: list[str] = []
     for i, run in enumerate(due, 1):
         statuses.append(status_of(run, settings, f"{i}/{len(due)}"))
@@ -224,9 +243,7 @@ def _statuses(due: Sequence[Run], settings: Settings, estimates: Sequence[float]
         if statuses[-1] == "failed" and not environment.answers(device):
             print(f"{device} does not answer this process any more; the same command goes on with the others", flush=True)
             return statuses + (len(due) - i) * [NOT_BEGUN]
-        if estimates and i < len(due):
-            pace = (time.perf_counter() - started) / sum(estimates[:i])
-            print(f"{i} of {len(due)} runs, about {duration(pace * sum(estimates[i:]))} left", flush=True)
+        time_left.ended(run)
     return statuses
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from typing import IO
 
@@ -64,13 +64,16 @@ def fitting() -> int:
 # ---- their work ------------------------------------------------------------------------------------------------------------
 
 
-def share(runs: Sequence[Run], settings: Settings, bury: Callable[[Run, str], str]) -> list[str]:
+def share(
+    runs: Sequence[Run], settings: Settings, bury: Callable[[Run, str], str], ended: Callable[[Run], None] = lambda run: None
+) -> list[str]:
     """Execute runs in ``settings.jobs`` processes at a time, each with its device and its share of the threads.
 
     Asked to stop, begin no more and ask the processes to stop; each leaves a checkpoint.
 
     Args:
         bury: takes a run whose process has ended within it, and how, and returns the run's status.
+        ended: takes each run that has.
 
     Returns:
         The status of each run.
@@ -103,7 +106,9 @@ def share(runs: Sequence[Run], settings: Settings, bury: Callable[[Run, str], st
     try:
         with ThreadPoolExecutor(len(servers)) as threads:
             try:
-                futures = [threads.submit(status, run) for run in runs]
+                futures = {threads.submit(status, run): run for run in runs}
+                for future in as_completed(futures):
+                    ended(futures[future])
                 return [future.result() for future in futures]
             except (KeyboardInterrupt, SystemExit):
                 threads.shutdown(wait=False, cancel_futures=True)

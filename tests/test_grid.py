@@ -94,6 +94,42 @@ def test_the_estimate_runs_in_deterministic_mode_too(small: None, tmp_path: Path
     assert seen == [(True, ":4096:8")]
 
 
+def test_the_time_left_goes_by_the_pace_so_far(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each run takes a minute, twice the estimate at first; then the third is as long as all that came before."""
+    monkeypatch.setattr(grid, "_estimates", lambda *_: [30.0, 90.0, 120.0])
+    clock = itertools.count(step=60.0)
+    monkeypatch.setattr(grid.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(grid, "status_of", lambda run, settings, position: "done")
+    run_grid(tmp_path, ONLY="cifar100/baseline_F?")
+    said = capsys.readouterr().out.splitlines()
+    assert "about 4 min on this device, from a few timed steps" in said
+    assert [line for line in said if line.endswith(" left")] == ["1 of 3 runs, about 7 min left", "2 of 3 runs, about 2 min left"]
+
+
+def test_several_processes_begin_with_the_longest_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = []
+
+    def share(runs: Sequence[Run], its_settings: Settings, bury: Any, ended: Callable[[Run], None]) -> list[str]:
+        for run in reversed(runs):  # whichever ends first
+            ended(run)
+        begun.extend(run.experiment.name for run in runs)
+        return len(runs) * ["done"]
+
+    monkeypatch.setattr(grid, "share", share)
+    monkeypatch.setattr(grid, "workers", lambda its_settings: 2 * [{}])
+    monkeypatch.setattr(grid, "devices", lambda its_settings: 2)
+    monkeypatch.setattr(grid, "_estimates", lambda *_: [400.0, 100.0, 60.0])
+    run_grid(tmp_path, ONLY="cifar100/C_se cifar100/matched_*", JOBS="2")
+    assert begun == ["cifar100/matched_vit", "cifar100/matched_convnext", "cifar100/C_se"]
+    said = capsys.readouterr().out
+    assert "about 7 min on this device" in said, "the longest run takes longer than half of all"
+    assert "1 of 3 runs, about" in said and "2 of 3 runs, about" in said and "3 of 3" not in said
+
+
 def test_what_a_record_holds(small: None, tmp_path: Path) -> None:
     run_grid(tmp_path, ONLY="cifar100/scratch_convnext", SEEDS="3")
     (record,) = records(tmp_path).values()
