@@ -3,6 +3,7 @@
 import functools
 import gc
 import hashlib
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -198,11 +199,13 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
         seconds = max(*estimates, sum(estimates) / devices(settings))
         print(f"about {duration(seconds)} on this device, from a few timed steps", flush=True)
     started = time.perf_counter()
-    statuses = _statuses(due, settings, _TimeLeft(due, estimates), device)
+    statuses = _statuses(due, settings, _TimeLeft(due, estimates, processes), device)
     while (busy := [i for i, status in enumerate(statuses) if status == "busy"]) and NOT_BEGUN not in statuses:
         free = _freed([due[i] for i in busy], settings)
         again = [i for i in busy if due[i] in free]
-        for i, status in zip(again, _statuses([due[i] for i in again], settings, _TimeLeft([], []), device), strict=True):
+        for i, status in zip(
+            again, _statuses([due[i] for i in again], settings, _TimeLeft([], [], processes), device), strict=True
+        ):
             statuses[i] = status
     counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
     summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing to do"
@@ -211,23 +214,38 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
 
 
 class _TimeLeft:
-    """Says after each run how long the others will take, at the pace so far; without estimates it says nothing.
+    """Says after each run how long the others will take, at the pace of those that have ended; nothing without estimates.
 
     Args:
         estimates: seconds of each run.
+        places: how many runs are under way at a time.
     """
 
-    def __init__(self, runs: Sequence[Run], estimates: Sequence[float]) -> None:
+    def __init__(self, runs: Sequence[Run], estimates: Sequence[float], places: int) -> None:
         self._left = dict(zip((run.key for run in runs), estimates, strict=False))
-        self._count, self._all = len(self._left), sum(estimates)
-        self._started = time.perf_counter()
+        self._count, self._places = len(self._left), places
+        self._began: dict[str, float] = {}
+        self._taken = self._estimated = 0.0  # seconds, by all that have ended
+        self._one_at_a_time = threading.Lock()
 
-    def ended(self, run: Run) -> None:
+    def began(self, run: Run) -> None:
         """Take a run that has."""
-        if self._left.pop(run.key, None) and self._left:
-            left = sum(self._left.values())
-            pace = (time.perf_counter() - self._started) / (self._all - left)
-            print(f"{self._count - len(self._left)} of {self._count} runs, about {duration(pace * left)} left", flush=True)
+        with self._one_at_a_time:
+            self._began[run.key] = time.perf_counter()
+
+    def ended(self, run: Run, status: str) -> None:
+        """Take a run that has. One that another process works on, or that was stopped, says nothing of the pace."""
+        with self._one_at_a_time:
+            now, began, estimate = time.perf_counter(), self._began.pop(run.key), self._left.pop(run.key, None)
+            if estimate is None or status in ("busy", "interrupted"):
+                return
+            self._taken += now - began
+            self._estimated += estimate
+            pace = self._taken / self._estimated
+            left = [max(0.0, pace * its - (now - self._began.get(key, now))) for key, its in self._left.items()]
+            if left:
+                seconds = max(*left, sum(left) / self._places)
+                print(f"{self._count - len(left)} of {self._count} runs, about {duration(seconds)} left", flush=True)
 
 
 def _statuses(due: Sequence[Run], settings: Settings, time_left: _TimeLeft, device: torch.device) -> list[str]:
@@ -235,15 +253,17 @@ def _statuses(due: Sequence[Run], settings: Settings, time_left: _TimeLeft, devi
     gc.collect()  # of what the estimates leave
     if len(workers(settings)) > 1:
         torch.cuda.empty_cache()  # the memory is the processes' now
-        return share(due, settings, lambda run, how: status_of_the_dead(run, settings, how), time_left.ended)
+        memory.give_back()
+        return share(due, settings, lambda run, how: status_of_the_dead(run, settings, how), time_left)
     statuses: list[str] = []
     for i, run in enumerate(due, 1):
+        time_left.began(run)
         statuses.append(status_of(run, settings, f"{i}/{len(due)}"))
         gc.collect()  # a compiled network is a cycle, and holds its memory until then
         if statuses[-1] == "failed" and not environment.answers(device):
             print(f"{device} does not answer this process any more; the same command goes on with the others", flush=True)
             return statuses + (len(due) - i) * [NOT_BEGUN]
-        time_left.ended(run)
+        time_left.ended(run, statuses[-1])
     return statuses
 
 

@@ -18,6 +18,7 @@ SIGNALS = (*IMPATIENT, signal.SIGUSR1, signal.SIGUSR2)
 
 _heeding = False
 _wanted: int | None = None  # the signal that asked
+_last: int | None = None  # the signal for which this process leaves
 
 
 def install() -> None:
@@ -46,16 +47,20 @@ def wanted() -> bool:
 
 
 def leave() -> NoReturn:
-    """Leave as the signal that asked would have.
+    """Leave as the signal that asked would have; as SIGTERM where only another process of torchrun has been asked.
 
     Raises:
         KeyboardInterrupt: it was SIGINT.
         SystemExit: it was another.
     """
     global _wanted
-    assert _wanted is not None
-    number, _wanted = _wanted, None
+    number, _wanted = _wanted or signal.SIGTERM, None
     _raise(number)
+
+
+def last() -> int | None:
+    """The signal for which this process is leaving; None where no handled signal has come."""
+    return _last
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
@@ -67,6 +72,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _raise(number: int) -> NoReturn:
+    global _last
+    _last = number
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(EXIT_TERMINATED)

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import IO
+from typing import IO, Protocol
 
 import torch
 
-from bench.environment import choose_device
+from bench import stopping
+from bench.environment import ROOT, choose_device
 from bench.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from bench.experiment import Run
 from bench.limits import available_cores, available_memory
@@ -26,7 +27,7 @@ from bench.settings import Settings
 MEMORY_OF_A_RUN = 6 * 2**30  # bytes, on the CPU
 
 # The exit statuses of a process that was asked to stop. A signal may come before it is handled.
-ASKED_TO_STOP = (EXIT_TERMINATED, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)
+ASKED_TO_STOP = (EXIT_TERMINATED, EXIT_INTERRUPTED, *(-number for number in stopping.SIGNALS))
 
 
 def workers(settings: Settings) -> list[dict[str, str]]:
@@ -64,16 +65,23 @@ def fitting() -> int:
 # ---- their work ------------------------------------------------------------------------------------------------------------
 
 
-def share(
-    runs: Sequence[Run], settings: Settings, bury: Callable[[Run, str], str], ended: Callable[[Run], None] = lambda run: None
-) -> list[str]:
+class Onlooker(Protocol):
+    """Is told which runs are under way; by several threads."""
+
+    def began(self, run: Run) -> None:
+        """A process has taken it."""
+
+    def ended(self, run: Run, status: str) -> None:
+        """It has this status."""
+
+
+def share(runs: Sequence[Run], settings: Settings, bury: Callable[[Run, str], str], onlooker: Onlooker) -> list[str]:
     """Execute runs in ``settings.jobs`` processes at a time, each with its device and its share of the threads.
 
-    Asked to stop, begin no more and ask the processes to stop; each leaves a checkpoint.
+    Asked to stop, begin no more and ask the processes to stop; each leaves a checkpoint. Every further signal is passed on.
 
     Args:
         bury: takes a run whose process has ended within it, and how, and returns the run's status.
-        ended: takes each run that has.
 
     Returns:
         The status of each run.
@@ -85,7 +93,13 @@ def share(
     asking, stopped = threading.Lock(), threading.Event()
 
     def status(run: Run) -> str:
+        found = answered(run)
+        onlooker.ended(run, found)
+        return found
+
+    def answered(run: Run) -> str:
         server = idle.get()  # there are as many as threads that ask
+        onlooker.began(run)
         answer: str | int = 0
         try:
             while answer == 0:  # it has ended by itself before it took the run, for its GPU did not answer any more
@@ -103,25 +117,39 @@ def share(
         how = f"died of {signal.Signals(-answer).name}" if answer < 0 else f"ended with status {answer}"
         return bury(run, f"the process {how}")
 
+    def stop() -> None:
+        with asking:
+            stopped.set()
+        for server in servers:
+            server.stop()
+
+    threads = ThreadPoolExecutor(len(servers))
     try:
-        with ThreadPoolExecutor(len(servers)) as threads:
-            try:
-                futures = {threads.submit(status, run): run for run in runs}
-                for future in as_completed(futures):
-                    ended(futures[future])
-                return [future.result() for future in futures]
-            except (KeyboardInterrupt, SystemExit):
-                threads.shutdown(wait=False, cancel_futures=True)
-                with asking:
-                    stopped.set()
-                for server in servers:
-                    server.stop()
-                raise
+        futures = [threads.submit(status, run) for run in runs]
+        return [future.result() for future in futures]
+    except (KeyboardInterrupt, SystemExit):
+        stop()
+        raise
     finally:
-        for server in servers:
-            server.dismiss()
-        for server in servers:
-            server.wait()
+        _until_all_have_ended(threads, servers, stop)
+
+
+def _until_all_have_ended(threads: ThreadPoolExecutor, servers: "Sequence[_Server]", stop: Callable[[], None]) -> None:
+    """Wait for the runs that are under way, and for the processes; whoever is impatient meanwhile has them asked again."""
+    signalled: BaseException | None = None
+    while True:
+        try:
+            threads.shutdown(cancel_futures=True)
+            for server in servers:
+                server.dismiss()
+            for server in servers:
+                server.wait()
+            break
+        except (KeyboardInterrupt, SystemExit) as signal_:
+            signalled = signal_
+            stop()
+    if signalled:
+        raise signalled
 
 
 class _Server:
@@ -151,9 +179,10 @@ class _Server:
         return self._answers.readline().strip() or self._process.wait()
 
     def stop(self) -> None:
-        """Ask it to leave a checkpoint and end."""
+        """Ask it to leave a checkpoint and end, by the signal that asked this process."""
         if self._process is not None:
-            self._process.terminate()
+            asked_by = stopping.last()
+            self._process.send_signal(signal.SIGTERM if asked_by in (None, signal.SIGINT) else asked_by)
 
     def dismiss(self) -> None:
         """Have nothing more to do for it: it ends after the run that it is at."""
@@ -174,6 +203,7 @@ class _Server:
         # in a group of its own: a terminal's Ctrl-C comes to this process alone, and each run is asked once
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench.serving", str(writing)],
+            cwd=ROOT,
             env=self._environ,
             stdin=subprocess.PIPE,
             pass_fds=(writing,),

@@ -60,7 +60,8 @@ def run_grid(results: Path, **values: str) -> int:
 
 def shared(runs: Sequence[Run], its_settings: Settings) -> list[str]:
     """The statuses of runs that processes do, however many there are."""
-    return workers.share(runs, its_settings, lambda run, how: grid.status_of_the_dead(run, its_settings, how))
+    onlooker = grid._TimeLeft([], [], 1)
+    return workers.share(runs, its_settings, lambda run, how: grid.status_of_the_dead(run, its_settings, how), onlooker)
 
 
 def test_a_grid_leaves_a_record_for_each_run_and_does_nothing_twice(
@@ -97,26 +98,43 @@ def test_the_estimate_runs_in_deterministic_mode_too(small: None, tmp_path: Path
 def test_the_time_left_goes_by_the_pace_so_far(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each run takes a minute, twice the estimate at first; then the third is as long as all that came before."""
-    monkeypatch.setattr(grid, "_estimates", lambda *_: [30.0, 90.0, 120.0])
-    clock = itertools.count(step=60.0)
-    monkeypatch.setattr(grid.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(grid, "status_of", lambda run, settings, position: "done")
-    run_grid(tmp_path, ONLY="cifar100/baseline_F?")
+    """The first run takes twice its estimate, the second is another process's, the third takes half of its own."""
+    monkeypatch.setattr(grid, "_estimates", lambda *_: [60.0, 90.0, 240.0, 300.0])
+    clock = {"now": 0.0}
+    monkeypatch.setattr(grid.time, "perf_counter", lambda: clock["now"])
+    took = iter([(120.0, "done"), (0.0, "busy"), (120.0, "done"), (1.0, "done"), (1.0, "done")])
+
+    def status_of(run: Run, settings: Settings, position: str = "") -> str:
+        seconds, status = next(took)
+        clock["now"] += seconds
+        return status
+
+    monkeypatch.setattr(grid, "status_of", status_of)
+    run_grid(tmp_path, ONLY="cifar100/baseline*")
     said = capsys.readouterr().out.splitlines()
-    assert "about 4 min on this device, from a few timed steps" in said
-    assert [line for line in said if line.endswith(" left")] == ["1 of 3 runs, about 7 min left", "2 of 3 runs, about 2 min left"]
+    assert "about 12 min on this device, from a few timed steps" in said, "690 s"
+    left = [line for line in said if line.endswith(" left")]
+    assert left == ["1 of 4 runs, about 21 min left", "3 of 4 runs, about 4 min left"], "twice 630 s; 240 s for 300, 300 s"
 
 
 def test_several_processes_begin_with_the_longest_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """And what they have done of the runs that they are at counts in the time that is left."""
     begun = []
+    clock = {"now": 0.0}
+    monkeypatch.setattr(grid.time, "perf_counter", lambda: clock["now"])
 
-    def share(runs: Sequence[Run], its_settings: Settings, bury: Any, ended: Callable[[Run], None]) -> list[str]:
-        for run in reversed(runs):  # whichever ends first
-            ended(run)
+    def share(runs: Sequence[Run], its_settings: Settings, bury: Any, onlooker: workers.Onlooker) -> list[str]:
         begun.extend(run.experiment.name for run in runs)
+        onlooker.began(runs[0])
+        onlooker.began(runs[1])
+        clock["now"] += 100
+        onlooker.ended(runs[1], "done")
+        onlooker.began(runs[2])
+        clock["now"] += 60
+        onlooker.ended(runs[2], "done")
+        onlooker.ended(runs[0], "interrupted")
         return len(runs) * ["done"]
 
     monkeypatch.setattr(grid, "share", share)
@@ -127,7 +145,8 @@ def test_several_processes_begin_with_the_longest_runs(
     assert begun == ["cifar100/matched_vit", "cifar100/matched_convnext", "cifar100/C_se"]
     said = capsys.readouterr().out
     assert "about 7 min on this device" in said, "the longest run takes longer than half of all"
-    assert "1 of 3 runs, about" in said and "2 of 3 runs, about" in said and "3 of 3" not in said
+    left = [line for line in said.splitlines() if line.endswith(" left")]
+    assert left == ["1 of 3 runs, about 5 min left", "2 of 3 runs, about 4 min left"], "400 s, of which 100 and then 160 are done"
 
 
 def test_what_a_record_holds(small: None, tmp_path: Path) -> None:

@@ -335,6 +335,13 @@ def test_a_signal_of_another_kind_asks_no_more_than_the_first() -> None:
             signal.signal(each, handler)
 
 
+def test_who_was_not_signalled_leaves_with_the_others() -> None:
+    """As a process of torchrun does when another was: all learn of it at the same step."""
+    with stopping.heeding(), pytest.raises(SystemExit) as left:
+        stopping.leave()
+    assert left.value.code == EXIT_TERMINATED
+
+
 def test_a_second_signal_leaves_at_once() -> None:
     before = signal.getsignal(signal.SIGTERM)
     stopping.install()

@@ -3,15 +3,18 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import grid, serving, workers
+from bench import grid, serving, stopping, workers
 from bench.errors import UserError
 from bench.experiment import Run
 from bench.settings import Settings
@@ -160,6 +163,83 @@ def test_a_process_that_ends_within_a_run(
     assert shared(grid.plan(its_settings), its_settings) == ["done", expected, "done"]
     said = capsys.readouterr().out
     assert ("seed 1: failed: ChildProcessError: the process ended with status 1" in said) == (expected == "failed")
+
+
+# In a run it notes every signal; the first asks, and at the second of a kind that is impatient it leaves.
+STUCK = """
+import os, pathlib, signal, sys, time
+folder, asked = pathlib.Path(sys.argv[1]), []
+def note(number, frame):
+    asked.append(number)
+    (folder / "asked").write_text(" ".join(map(str, asked)))
+    if asked.count(signal.SIGTERM) == 2 or len(asked) == 3:
+        sys.exit(75)
+for number in (signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, note)
+sys.stdin.readline()
+(folder / "at work").touch()
+while True:
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("sent", "passed_on"),
+    [
+        ((signal.SIGTERM, signal.SIGTERM), [15, 15]),
+        ((signal.SIGINT, signal.SIGINT), [15, 15]),
+        ((signal.SIGUSR2, signal.SIGUSR2, signal.SIGTERM), [12, 12, 15]),
+    ],
+)
+def test_every_signal_is_passed_on(
+    sent: tuple[int, ...], passed_on: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process may be in a step that does not end; a batch system may send the same twice without being impatient."""
+    original = subprocess.Popen
+    monkeypatch.setattr(
+        workers.subprocess, "Popen", lambda command, **options: original([sys.executable, "-c", STUCK, str(tmp_path)], **options)
+    )
+    monkeypatch.setattr(workers, "workers", lambda settings: [{}])
+
+    def impatient() -> None:
+        for count, number in enumerate(sent):
+            while not (tmp_path / "at work").exists() or len(asked()) < count:
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+    def asked() -> list[int]:
+        path = tmp_path / "asked"
+        return [int(word) for word in path.read_text().split()] if path.exists() else []
+
+    its_settings = chosen(tmp_path, JOBS="1", ONLY="cifar100/baseline", SEEDS="0 1")
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    stopping.install()
+    user = threading.Thread(target=impatient)
+    try:
+        user.start()
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            shared(grid.plan(its_settings), its_settings)
+    finally:
+        user.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert asked() == passed_on
+
+
+@pytest.mark.parametrize(("device", "taken"), [("cuda", 1), ("cpu", 2)])
+def test_a_gpu_on_which_memory_ran_out_gets_another_process(
+    device: str, taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been in a capture, which leaves CUDA in disorder."""
+    for name, value in {"PROFILE": "smoke", "RESULTS": str(tmp_path), "SEEDS": "0 1", "ONLY": "cifar100/baseline"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(serving, "status_of", lambda run, settings: "out_of_memory")
+    monkeypatch.setattr(serving.environment, "choose_device", lambda name: torch.device(device))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("cifar100/baseline 0\ncifar100/baseline 1\n"))
+    reading, writing = os.pipe()
+    serving.serve(writing)
+    with os.fdopen(reading) as file:
+        assert file.read().splitlines() == taken * ["out_of_memory"]
 
 
 def test_a_server_answers_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
