@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -304,6 +305,39 @@ def test_measurements_are_kept_and_shared(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Measurements, "_in_turns", lambda self, ways: pytest.fail("measured again"))
     again = choose(small_network(), "bf16", CPU, Choices(kept=kept), steps=1)
     assert (set(again.depthwise.values()), again.patches, again.bf16) == ({"matrix"}, "matrix", first.bf16)
+
+
+def test_processes_that_begin_together_measure_each_thing_once(tmp_path: Path) -> None:
+    """One after another, and what one has measured the others take: all runs of a ledger compute in one mode."""
+    kept, chosen, measured = tmp_path / "new" / "measured.json", [], []
+
+    def once(name: str) -> None:
+        measurements = Measurements(CPU, kept)  # reads what is kept now: nothing
+        ready.wait()
+
+        def measure() -> dict[str, float]:
+            measured.append(name)
+            time.sleep(0.1)  # the others come meanwhile
+            return {"units": 1.0, "fp32": 2.0} if len(measured) == 1 else {"units": 2.0, "fp32": 1.0}
+
+        chosen.append(measurements._once("bf16", ("units", "fp32"), measure))
+        measurements._once(name, ("a",), lambda: {"a": 1.0})
+
+    ready = threading.Barrier(3)
+    threads = [threading.Thread(target=once, args=(name,)) for name in "xyz"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(measured) == 1 and chosen == 3 * [{"units": 1.0, "fp32": 2.0}]
+    (by_key,) = json.loads(kept.read_text()).values()
+    assert set(by_key) == {"bf16", "x", "y", "z"}, "nothing is lost"
+
+
+def test_measurements_that_cannot_be_kept_are_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("")
+    with pytest.raises(UserError, match=r"results: .*(Not a directory|File exists).*; choose another folder with RESULTS="):
+        Measurements(CPU, tmp_path / "results" / "measured.json").bf16()
 
 
 def test_what_was_measured_of_other_code_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,20 +7,22 @@ names it, and what a choice was measured on is kept beside the ledger, so that t
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Set
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from bench import environment
 from bench.engine.graphs import captured
 from bench.errors import UserError
 from bench.experiment import Precision, canonical_json
+from bench.leases import available_locks
 from bench.ledger import write_atomically
 from models.attention import AttentionLayer, AttentionMethod, ScaledDotProduct, attention_layers, compute_attention_by
 from models.depthwise import Method, depthwise_maps, methods_for, use_methods
@@ -236,26 +238,50 @@ class Measurements:
 
     def _once(self, key: str, ways: Collection[str], measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         if key not in self._seconds:
-            self._seconds[key] = measure()
-            self._keep()
+            with self._alone():
+                self._seconds |= self._read().get(self._machine, {})  # what another process has measured meanwhile
+                if key not in self._seconds:
+                    self._seconds[key] = measure()
+                    self._keep()
         seconds = self._seconds[key]
         if not all(0 < seconds.get(way, 0.0) < math.inf for way in ways):
             raise self._damaged(f"seconds of {' and '.join(ways)} for {key}, found {seconds}")
         return seconds
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within it, no other process measures for the same file: all runs of a ledger make the same choice, of quiet times."""
+        if self._kept is None:
+            yield
+            return
+        lock = FileLock(self._kept.with_suffix(".lock"), fallback_to_soft=False)
+        try:
+            self._kept.parent.mkdir(parents=True, exist_ok=True)
+            with available_locks():
+                lock.acquire()
+        except OSError as error:
+            raise UserError(
+                f"{self._kept.parent}: cannot be written ({error.strerror}); choose another folder with RESULTS="
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def _keep(self) -> None:
         if self._kept is None:
             return
         everything = self._read()
-        # what another process has kept meanwhile comes first: all runs of a ledger make the same choice
-        self._seconds |= everything.get(self._machine, {})
+        self._seconds = everything.get(self._machine, {}) | self._seconds
         text = canonical_json(everything | {self._machine: self._seconds}).encode()
         write_atomically(self._kept, lambda file: file.write(text))
 
     def _read(self) -> dict[str, dict[str, dict[str, float]]]:
-        if self._kept is None or not self._kept.exists():
+        if self._kept is None:
             return {}
         try:
+            if not self._kept.exists():
+                return {}
             content = json.loads(self._kept.read_bytes())
             return {
                 machine: {key: {name: float(value) for name, value in seconds.items()} for key, seconds in by_key.items()}
