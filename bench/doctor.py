@@ -176,7 +176,10 @@ def _jobs(device: "torch.device", results: Path) -> str:
     from bench.report.measurements import read_report
 
     path = results / "throughput" / f"{environment.slug(environment.device_name(device))}.json"
-    speeds = read_report(path).get("sharing") if path.exists() else None
+    try:
+        speeds = read_report(path).get("sharing") if path.exists() else None
+    except (OSError, UserError) as error:
+        return f"JOBS not known: {error}"
     return f"best with JOBS={best_count(speeds)} for each GPU" if speeds else "JOBS not measured (`make bench-throughput` does)"
 
 
@@ -239,8 +242,8 @@ def check_memory() -> Check:
 
 def check_folder(name: str, folder: Path, variable: str, needed: int) -> Check:
     """Whether a folder, or the one it will be made in, can be written and has room."""
-    present = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     try:
+        present = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
         free = shutil.disk_usage(present).free
         with tempfile.TemporaryFile(dir=present):
             pass

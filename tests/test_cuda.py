@@ -274,7 +274,7 @@ def test_speeds_are_measured(tmp_path: Path) -> None:
 
 def test_processes_together_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharing, "PROCESSES", (1, 2))
-    speeds = sharing.shared_speeds("cifar100/baseline", CUDA, tmp_path / "measured.json", seconds=1.0)
+    speeds = sharing.shared_speeds("cifar100/baseline", CUDA, Choices(kept=tmp_path / "measured.json"), seconds=1.0)
     assert speeds.keys() == {"1", "2"} and all(speed > 1000 for speed in speeds.values())
 
 

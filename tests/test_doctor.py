@@ -1,5 +1,6 @@
 """Every finding of `make doctor`, on machines that are made up."""
 
+import errno
 import json
 import os
 import shutil
@@ -94,6 +95,10 @@ def test_a_gpu_is_described(machine: Machine) -> None:
     file.write_text(json.dumps(measured | {"sharing": {"1": 100.0, "2": 150.0, "4": 151.0}}))
     assert machine.examine("cuda")["device"].found == f"cuda: {description}best with JOBS=2 for each GPU"
     assert problems(machine.examine("cuda")) == []
+    file.write_text(json.dumps(measured | {"sharing": {"many": 100.0}}))
+    for device in ("auto", "cuda"):
+        check = machine.examine(device)["device"]
+        assert check.ok and f"JOBS not known: {file}: expected a throughput measurement; sharing: expected an object" in check.found
 
 
 def test_an_old_driver(machine: Machine) -> None:
@@ -246,6 +251,15 @@ def test_a_results_folder_that_cannot_be_written(machine: Machine, monkeypatch: 
     assert problems(checks) == ["results"]
     assert checks["results"].found.endswith("results: Permission denied")
     assert "RESULTS" in checks["results"].advice
+
+
+def test_a_results_folder_that_cannot_be_searched(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exists(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", exists)
+    check = doctor.check_folder("results", machine.folder / "mine", "RESULTS", needed=0)
+    assert (check.ok, check.found) == (False, f"{machine.folder / 'mine'}: Permission denied") and "RESULTS" in check.advice
 
 
 def test_a_results_folder_below_a_file(machine: Machine) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+from bench.engine.execution import Choices
 from bench.measure import sharing
 from tests.conftest import CPU, small_network
 
@@ -47,14 +48,14 @@ def test_all_begin_when_the_last_is_ready(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("program")
 def test_processes_without_memory_are_left_out_and_leave_nobody_behind(tmp_path: Path) -> None:
     """There is room for four processes in all: one, then two, then one of the next four."""
-    assert sharing.shared_speeds("room/4", CPU, tmp_path, seconds=1) == {"1": 10, "2": 20}
+    assert sharing.shared_speeds("room/4", CPU, Choices(kept=tmp_path), seconds=1) == {"1": 10, "2": 20}
     assert len(times(tmp_path, "went")) == 3, "of the last four none was let go"
 
 
 def test_a_process_that_dies_when_it_is_ready_ends_the_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     dies = "import os; os.close(0); print('ready', flush=True)"
     monkeypatch.setattr(sharing, "PROGRAM", (sys.executable, "-c", dies))
-    assert sharing.shared_speeds("room/4", CPU, tmp_path, seconds=1) == {}
+    assert sharing.shared_speeds("room/4", CPU, Choices(kept=tmp_path), seconds=1) == {}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_the_program_trains_and_tells_its_speed(
     monkeypatch.setattr("bench.engine.network.build", build)
     monkeypatch.setattr(sharing.loops, "IMAGES", 256)
     monkeypatch.setattr(sys, "stdin", io.StringIO("go\n"))
-    sharing._train("cifar100/baseline", CPU, tmp_path / "measured.json", 0.1)
+    sharing._train("cifar100/baseline", CPU, Choices(compile="off", kept=tmp_path / "measured.json"), 0.1)
     ready, speed = capsys.readouterr().out.splitlines()
     assert ready == "ready" and float(speed) > 0
     assert (tmp_path / "measured.json").exists()

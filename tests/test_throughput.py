@@ -98,6 +98,26 @@ def test_networks_that_do_not_fit_together_are_measured_one_after_another(monkey
         bench.networks({one: find(one)}, peak)
 
 
+def test_loops_for_which_there_is_no_memory_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes 100 bytes; the fourth would begin with less than 200."""
+    made: list[str] = []
+    said: list[str] = []
+
+    def make(name: str) -> Callable[[], loops.Steps]:
+        return lambda: made.append(name) or (lambda steps: None)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr("bench.engine.network.build", lambda model, *, classes, seed, initial=None: small_network(classes))
+    monkeypatch.setattr(measuring.Bench, "_best_flags", lambda *_, **__: loops.Flags())
+    names = (measuring.OURS, measuring.BARE, measuring.EAGER, measuring.CONVENTIONAL, measuring.CONVENTIONAL_BEST)
+    monkeypatch.setattr(measuring.Bench, "_contenders", lambda *_: {name: make(name) for name in names})
+    monkeypatch.setattr(measuring, "memory_left", lambda device: 490 - 100 * len(made))
+    bench = measuring.Bench(CPU, Choices(depthwise="reference"), window_seconds=0, windows=3, search=True, say=said.append)
+    found = bench.compare_loops(find("cifar100/baseline"))
+    assert made == list(found["images_per_second"]) == [measuring.OURS, measuring.BARE, measuring.EAGER]
+    assert said[-1] == f"no more loops, for want of memory: {measuring.CONVENTIONAL} and those after it are left out"
+    assert f"{measuring.OURS} / {measuring.BARE}" in found["ratios"]
+
+
 def test_a_network_takes_the_memory_that_it_would_take_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     used = {"bytes": 1000}
     monkeypatch.setattr(measuring, "memory_in_use", lambda device: used["bytes"])
@@ -206,7 +226,8 @@ def test_compare_tells_what_cannot_be_compared(report: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("loops", {}), ("families", []), ("loops.images_per_second.ours", "fast"), ("loops.ratios", [1]), ("peak", None),
+        ("loops", {}), ("families", []), ("families.small.experiment", "gone"), ("sharing", {"many": 1.0}),
+        ("loops.images_per_second.ours", "fast"), ("loops.ratios", [1]), ("peak", None),
         ("families.small.execution", None), ("families.small.training_images_per_second.median", 0),
         ("families.small.best_batch", 3), ("environment.device", 7), ("seconds", 1e999),
     ],

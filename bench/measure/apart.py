@@ -28,7 +28,7 @@ class Apart:
 
     def __init__(self, experiment: str, choices: Choices) -> None:
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-        arguments = [*PROGRAM, experiment, choices.depthwise, str(choices.kept or "")]
+        arguments = [*PROGRAM, experiment, choices.depthwise, str(choices.kept.absolute() if choices.kept else "")]
         self._process = subprocess.Popen(arguments, cwd=environment.ROOT, stdin=pipe, stdout=pipe, stderr=nowhere, text=True)
         self._hear()
 

@@ -24,17 +24,18 @@ AT_A_TIME = 8  # steps between two looks at the clock, which wait for the device
 ENOUGH = 0.98  # of the highest speed: more processes for the rest of it are not worth their memory
 
 
-def shared_speeds(experiment: str, device: torch.device, kept: Path | None, *, seconds: float) -> dict[str, float]:
+def shared_speeds(experiment: str, device: torch.device, choices: Choices, *, seconds: float) -> dict[str, float]:
     """Images per second of all processes together, by their number; those for which there is no memory are left out.
 
     Args:
         experiment: its network is trained, with its batch size.
-        kept: the file of measured methods.
+        choices: how the user wants steps to be computed; nothing is compiled.
         seconds: how long they train.
     """
     speeds = {}
+    kept = str(choices.kept.absolute() if choices.kept else "")
     for count in PROCESSES:
-        together = _together(count, [experiment, str(device), str(kept or ""), str(seconds)])
+        together = _together(count, [experiment, str(device), kept, str(seconds), choices.depthwise, choices.cuda_graph])
         if together is None:
             break
         speeds[str(count)] = together
@@ -73,9 +74,9 @@ def _line(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
-def _train(name: str, device: torch.device, kept: Path | None, seconds: float) -> None:
+def _train(name: str, device: torch.device, choices: Choices, seconds: float) -> None:
     experiment = find(name)
-    do = loops.ours_alone(experiment, device, Choices(compile="off", kept=kept))
+    do = loops.ours_alone(experiment, device, choices)
     do(WARM_UP + 1)
     synchronize(device)
     print("ready", flush=True)
@@ -88,5 +89,6 @@ def _train(name: str, device: torch.device, kept: Path | None, seconds: float) -
 
 
 if __name__ == "__main__":
-    _name, _device, _kept, _seconds = sys.argv[1:]
-    _train(_name, environment.prepared(_device), Path(_kept) if _kept else None, float(_seconds))
+    _name, _device, _kept, _seconds, _depthwise, _cuda_graph = sys.argv[1:]
+    _choices = Choices(_depthwise, "off", _cuda_graph, Path(_kept) if _kept else None)  # type: ignore[arg-type]
+    _train(_name, environment.prepared(_device), _choices, float(_seconds))

@@ -148,7 +148,7 @@ class Bench:
             return None
         self._say("processes that share the GPU")
         torch.cuda.empty_cache()  # the memory is theirs now
-        return shared_speeds(experiment.name, self._device, self._choices.kept, seconds=SHARED_SECONDS)
+        return shared_speeds(experiment.name, self._device, self._choices, seconds=SHARED_SECONDS)
 
     # ---- loops ---------------------------------------------------------------------------------------------------------
 
@@ -158,11 +158,18 @@ class Bench:
         execution = self._choose(experiment)
         flags = self._best_flags(experiment, units=execution.bf16 == "units")
         contenders: dict[str, loops.Steps] = {}
+        most = 0  # bytes of one
         with ExitStack() as open_:
             for name, make in self._contenders(experiment, execution, flags, open_).items():
+                left = memory_left(self._device)
+                if left is not None and left < ROOM * most:
+                    self._say(f"no more loops, for want of memory: {name} and those after it are left out")
+                    break
                 self._say(name)
                 contenders[name] = make()
                 contenders[name](WARM_UP + 2 if self._device.type == "cuda" else 2)  # plans, allocations, workers, a graph
+                after = memory_left(self._device)
+                most = max(most, left - after) if left is not None and after is not None else 0
             speeds = interleaved(
                 contenders,
                 images=dict.fromkeys(contenders, batch_size),
@@ -392,6 +399,8 @@ class Bench:
                     if not memory.ran_out(error):
                         raise
                     break
+        if not speeds:  # not compiled, even the smallest batch is too large for the memory
+            return None
         best = max(speeds, key=speeds.__getitem__)
         return {"batch_size": best, "training_images_per_second": speeds[best], "tried": sorted(speeds)}
 

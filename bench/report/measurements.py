@@ -4,13 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.catalog import EXPERIMENTS
 from bench.errors import UserError
 from bench.measure.throughput import SCHEMA
-from bench.schema import BF16, COUNT, FLAG, LIST, OBJECT, POSITIVE, TEXT, Field, faults_in
+from bench.schema import BF16, COUNT, FLAG, LIST, OBJECT, POSITIVE, TEXT, Field, Kind, faults_in
+from bench.settings import is_count
 
 Report = dict[str, Any]
 
 PARTIAL = "-part"  # ends the name of a file with some of the measurements
+
+EXPERIMENT = Kind("an experiment of the catalog", {experiment.name for experiment in EXPERIMENTS}.__contains__)
+BY_COUNT = Kind(
+    "an object by numbers of processes", lambda value: isinstance(value, dict) and all(is_count(key, 1) for key in value)
+)
 
 
 def _spread(path: str) -> list[Field]:
@@ -38,7 +45,7 @@ FIELDS = (
     Field("vendor_peak", OBJECT.or_null()),
     *(Field(f"vendor_peak.{name}", POSITIVE) for name in ("flops_per_second", "bytes_per_second")),
     Field("loops", OBJECT),
-    Field("loops.experiment", TEXT),
+    Field("loops.experiment", EXPERIMENT),
     Field("loops.batch_size", COUNT),
     Field("loops.precision", TEXT),
     *_execution("loops.execution"),
@@ -51,7 +58,7 @@ FIELDS = (
     *_spread("loops.ratios.*"),
     Field("families", OBJECT),
     Field("families.*", OBJECT),
-    Field("families.*.experiment", TEXT),
+    Field("families.*.experiment", EXPERIMENT),
     Field("families.*.batch_size", COUNT),
     Field("families.*.precision", TEXT),
     *_execution("families.*.execution"),
@@ -70,7 +77,7 @@ FIELDS = (
     Field("families.*.best_batch.tried", LIST),
 )
 IN_NEWER_FILES = (
-    Field("sharing", OBJECT.or_null()),
+    Field("sharing", BY_COUNT.or_null()),
     Field("sharing.*", POSITIVE),
     Field("methods", OBJECT),
     Field("methods.*", OBJECT),

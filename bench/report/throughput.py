@@ -87,8 +87,7 @@ def _in_order(values: dict[str, Any], names: Sequence[str]) -> list[tuple[str, A
 
 def _place(row: Report) -> int:
     """Where the network's experiment stands in the catalog."""
-    names = [experiment.name for experiment in EXPERIMENTS]
-    return names.index(row["experiment"]) if row["experiment"] in names else len(names)
+    return EXPERIMENTS.index(find(row["experiment"]))
 
 
 def _family_line(row: Report, report: Report) -> dict[str, Any]:
