@@ -41,6 +41,7 @@ class Stopping(conftest.Recorder):
 make_deterministic()
 stopping.install()
 with ranks.joined("cpu"), stopping.heeding():
+    ranks.begin()
     if ranks.rank() > 0:
         conftest.CheckpointFolder = Unwritten
     observer = Stopping()
@@ -65,6 +66,7 @@ def small(tmp_path: Path, folder: str, processes: int, stop_at: str = "") -> dic
     done = run([str(script), str(tmp_path / folder), stop_at], processes)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULTS ")]
     assert bool(lines) != bool(stop_at), done.stderr
+    assert "SIGKILL" not in done.stderr and "AssertionError" not in done.stderr, "a process that was told to leave did not"
     return dict(json.loads(lines[0].removeprefix("RESULTS "))) if lines else {}
 
 

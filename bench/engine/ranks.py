@@ -5,7 +5,9 @@ stochastic depth are functions of an image's place in the epoch, so the batches,
 the order in which numbers are added up differs. With one process every function here returns what it was given.
 """
 
+import gc
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -40,6 +42,12 @@ def joined(device: str) -> Iterator[None]:
     distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
     try:
         yield
+    except BaseException as error:
+        # what averages the gradients must go before the process group that it uses: torch waits for the group's thread then, which
+        # in turn may wait for Python
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        raise
     finally:
         if rank() == 0 and not _begun:
             from_first(lambda: False)  # the others need not wait any longer
