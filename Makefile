@@ -40,6 +40,8 @@ DOCKER ?= docker
 GPUS ?= all
 IMAGE ?= convnext-attention-bench
 LEDGER = $(or $(RESULTS),results)
+# The value of a variable that may be unset or one of some words.
+one_of = $(if $(filter-out $(2),$($(1))),$(error $(1): expected one of $(2), found '$($(1))'),$($(1)))
 
 # The active virtual environment, as in the image; nothing is installed into it. Without one, and where .venv itself is
 # the active one, .venv.
@@ -87,7 +89,7 @@ NO_PYTHON = make venv: expected Python 3.11 to 3.13 with its venv module, found 
 # The locks that exist are uv's first choice, so that nothing moves without a reason. The second rests on the first.
 # The header names this target rather than uv's own command line, which would carry the flags of one machine.
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
-    --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
+    --custom-compile-command 'make lock' $(if $(filter-out 0,$(call one_of,UPGRADE,0 1)),--upgrade)
 lock: $(INSTALLED)  ## Write the .lock files from their .in files
 	$(UV_COMPILE) requirements.in -o requirements.lock
 	$(UV_COMPILE) requirements-dev.in -o requirements-dev.lock
@@ -138,7 +140,7 @@ list: $(INSTALLED)  ## The experiments of the study
 	$(PYTHON) -m bench list
 
 run: $(INSTALLED)  ## Train and evaluate the experiments that ONLY names
-	@[ -n "$(ONLY)" ] || { echo 'make run: expected ONLY, as in `make run ONLY=cifar100/baseline SEEDS=0`; `make list` shows the names' >&2; exit 2; }
+	@$(if $(ONLY),,echo 'make run: expected ONLY, as in `make run ONLY=cifar100/baseline SEEDS=0`; `make list` shows the names' >&2; exit 2)
 	$(PYTHON) -m bench grid
 
 # The study by families, each of them a part of `all`: which experiments, by their names in the catalog.
@@ -181,19 +183,20 @@ cost: $(INSTALLED)  ## Parameters, multiply-adds and attention maps of every net
 	@$(PYTHON) -m bench cost
 
 bench-throughput: $(INSTALLED)  ## Images per second of every network, and of our loop beside others (QUICK=1: fewer)
-	$(PYTHON) -m bench throughput $(if $(filter-out 0,$(QUICK)),--quick)
+	$(PYTHON) -m bench throughput $(if $(filter-out 0,$(call one_of,QUICK,0 1)),--quick)
 
 # The profiler's library tells of its own start and stop, and of every allocation older than its recording.
 profile: $(INSTALLED)  ## Where the time of a training step goes: traces and a summary, for ONLY or one network of each kind
 	@KINETO_LOG_LEVEL=99 TORCH_CPP_LOG_LEVEL=ERROR $(PYTHON) -m bench profile
 
 tensorboard: $(INSTALLED)  ## Show the training curves and the profiler's traces in a browser on this machine
+	@case '$(or $(PORT),6006)' in *[!0-9]*) echo "make tensorboard: expected a number as PORT, found '$(PORT)'" >&2; exit 2;; esac
 	$(BIN)/tensorboard --logdir "$(LEDGER)" --host localhost --port $(or $(PORT),6006)
 
 report: $(INSTALLED)  ## Write RESULTS.md, report.html, results.csv and results.json from the ledger
 	$(PYTHON) -m bench report
 
-FIGURES = $(PYTHON) -m bench figures$(if $(filter none,$(IMAGES)), --without-images)
+FIGURES = $(PYTHON) -m bench figures$(if $(call one_of,IMAGES,none), --without-images)
 figures: $(INSTALLED)  ## Draw the ledger's figures into its folder figures, as SVG and PNG
 	$(FIGURES)
 
@@ -231,7 +234,9 @@ CONTAINER = $(strip $(DOCKER) run --rm --init $(TTY) --user "$$(id -u):$$(id -g)
     $(if $(FROM),$(foreach folder,$(abspath $(FROM)),--volume "$(folder):$(folder):ro") --env FROM="$(abspath $(FROM))") \
     --env BENCH_COMMIT="$(COMMIT)" $(DOCKER_FLAGS) $(IMAGE))
 # An engine would make what is missing, as root, and mount it empty.
-BEFORE_CONTAINER = mkdir -p "$(DATA_FOLDER)" "$(RESULTS_FOLDER)"; \
+BEFORE_CONTAINER = command -v $(firstword $(DOCKER)) >/dev/null || \
+	    { echo 'make: expected the engine $(firstword $(DOCKER)), found none; install it, or set DOCKER to another' >&2; exit 2; }; \
+	mkdir -p "$(DATA_FOLDER)" "$(RESULTS_FOLDER)"; \
 	for path in $(WEIGHTS) $(FROM); do \
 	    [ -e "$$path" ] || { echo "make: expected a file or folder to mount, found none: $$path" >&2; exit 2; }; \
 	done; \

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from bench import cluster, memory, stopping
 from bench.errors import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, UserError
@@ -27,6 +28,8 @@ FLAGS = {
 
 
 CONTINUES = ("run", "grid")  # these leave a checkpoint
+OF_ONE_SEED = ("run", "show", "compare")
+MOST = 1e9  # seconds of an epoch, price of an hour: more than anybody means
 
 # flags of single commands, which are no settings
 EXTRA = (
@@ -47,15 +50,17 @@ EXTRA = (
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, as all of the suite does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with the line."""
+        self.exit(EXIT_USER, f"error: {message}; `{self.prog} --help` says what there is\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Build the parser; every flag's default is the environment variable of the same name."""
-    shared = argparse.ArgumentParser(add_help=False)
-    for name, text in FLAGS.items():
-        default = f"; else ${name}, else {DEFAULTS[name] or 'none'}"
-        shared.add_argument(f"--{name.lower().replace('_', '-')}", default=variable(name), metavar=name, help=text + default)
-    top = argparse.ArgumentParser(
-        prog="python -m bench", description="Train, evaluate and report the experiments of the study.", allow_abbrev=False
-    )
+    top = Parser(prog="python -m bench", description="Train, evaluate and report the experiments of the study.", allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in {
         "list": "all experiments, with the study's number, budget and state",
@@ -72,7 +77,11 @@ def parser() -> argparse.ArgumentParser:
         "profile": "where the time of a training step goes, network by network, with traces",
         "verify": "whether records, report, locks and data are undamaged",
     }.items():
-        command = commands.add_parser(name, parents=[shared], help=text, description=text, allow_abbrev=False)
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        for setting, its_text in FLAGS.items():
+            if not (name in OF_ONE_SEED and setting in ("SEEDS", "ONLY")):
+                flag, default = f"--{setting.lower().replace('_', '-')}", f"; else ${setting}, else {DEFAULTS[setting] or 'none'}"
+                command.add_argument(flag, default=variable(setting), metavar=setting, help=its_text + default)
         if name == "figures":
             command.add_argument(
                 "--without-images", action="store_true", help="leave test images out of the attention maps, for a ledger to publish"
@@ -104,8 +113,8 @@ def parser() -> argparse.ArgumentParser:
             )
         if name == "run":
             command.add_argument("experiment", metavar="NAME", help="as `list` shows it")
-        if name in ("run", "show", "compare"):
-            command.add_argument("--seed", default="0", metavar="K", help="a whole number; else 0")
+        if name in OF_ONE_SEED:
+            command.add_argument("--seed", default=variable("SEEDS"), metavar="K", help="a whole number; else $SEEDS, else 0")
     return top
 
 
@@ -116,10 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopping.install()
     memory.keep_freed()
     try:
-        if command == "run":
-            options["only"] = options.pop("experiment")
-        if "seed" in options:
-            options["seeds"] = options.pop("seed")
+        if command in OF_ONE_SEED:
+            options |= {"seeds": options.pop("seed"), "only": options.pop("experiment", DEFAULTS["ONLY"])}
         extra = {name: options.pop(name) for name in EXTRA if name in options}
         return _COMMANDS[command](settings(**options), **extra)
     except Exception as error:
@@ -179,7 +186,9 @@ def _run(chosen: Settings) -> int:
 
 def _one_seed(chosen: Settings) -> int:
     if len(chosen.seeds) != 1:
-        raise UserError(f"--seed: expected one whole number, found {len(chosen.seeds)}; `python -m bench grid` takes several")
+        raise UserError(
+            f"--seed, else SEEDS: expected one whole number, found {len(chosen.seeds)}; `python -m bench grid` takes several"
+        )
     return chosen.seeds[0]
 
 
@@ -194,6 +203,8 @@ def _grid(chosen: Settings, *, shard: str, runs: str, dry_run: bool, status: boo
     if status:
         print(cluster.status(planned, chosen))
         return 0
+    if dry_run and not launcher:
+        raise UserError("--dry-run: expected --launcher slurm, whose tasks it shows; `python -m bench list` shows what is due here")
     if not launcher:
         return work_through(planned, chosen)
     if dry_run:
@@ -224,14 +235,16 @@ def _positive(flag: str, text: str) -> float:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
-        raise UserError(f"{flag}: expected a number above 0, found {text[:80]!r}")
+    if not 0 < number < MOST:
+        raise UserError(f"{flag}: expected a number above 0 and below {MOST:,.0f}, found {text[:80]!r}")
     return number
 
 
 def _report(chosen: Settings) -> int:
     from bench.report import write_report
 
+    if not chosen.results.is_dir():
+        raise UserError(f"RESULTS={chosen.results}: expected a folder, found none; choose another, or run an experiment")
     for path in write_report(chosen.results):
         print(f"wrote {path}")
     return 0

@@ -216,21 +216,21 @@ def status(runs: Sequence[Run], settings: Settings) -> str:
     beating = alive([settings.results / "checkpoints" / run.key for run in unfinished])
     running = {run.key for run, beats in zip(unfinished, beating, strict=True) if beats}
     waiting = {run_name for array, tasks in _queued(arrays(settings.results)).items() for i in tasks for run_name in array.tasks[i]}
-    states = {}
+    states: list[str] = []
     for run in runs:
         its_status = _status(run, settings)
         if run.key in running:
-            states[run] = "running"
+            states.append("running")
         elif its_status in ("", "interrupted") and name(run) in waiting:
-            states[run] = "waiting"
+            states.append("waiting")
         else:
-            states[run] = its_status or "due"
+            states.append(its_status or "due")
     lines = [
         f"{name(run)}: {state}" + (f": {error}" if (error := _error(run, settings)) and state not in ("running", "waiting") else "")
-        for run, state in states.items()
+        for run, state in zip(runs, states, strict=True)
         if state not in ("done", "due")
     ]
-    return "\n".join([_counts(list(states.values())), *lines])
+    return "\n".join([_counts(states), *lines])
 
 
 def name(run: Run) -> str:

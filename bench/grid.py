@@ -70,7 +70,7 @@ def listed(runs: Sequence[Run], path: Path) -> list[Run]:
     """
     by_name = {f"{run.experiment.name} {run.seed}": run for run in runs}
     try:
-        lines = path.read_text().splitlines()
+        lines = [line for line in path.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f"--runs: expected a file that can be read, found {error}") from error
     if unknown := next((line for line in lines if line not in by_name), None):

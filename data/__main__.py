@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from . import fetch, sources
 from .canonical import Dataset
@@ -73,17 +74,31 @@ def _report(dataset: Dataset, state: str) -> None:
         print(f"{dataset.name:<14} {name:<5} {len(split.labels):>6,} images  sha256:{split.sha256}  {state}", flush=True)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with the line."""
+        self.exit(2, f"error: {message}; `{self.prog} --help` says what there is\n")
+
+
+def _folder(name: str) -> Path:
+    if not name:
+        raise argparse.ArgumentTypeError("expected a folder, found an empty name")
+    return Path(name)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data", description="Fetch, verify and prepare data sets and weights.")
+    parser = Parser(prog="python -m data", description="Fetch, verify and prepare data sets and weights.")
     parser.add_argument(
         "--from",
         dest="folders",
-        type=Path,
+        type=_folder,
         action="append",
         metavar="DIR",
         help="take the files from DIR; may be repeated",
     )
-    parser.add_argument("--root", type=Path, metavar="DIR", help="where to put them (default: $DATASETS, else ./datasets)")
+    parser.add_argument("--root", type=_folder, metavar="DIR", help="where to put them (default: $DATASETS, else ./datasets)")
     parser.add_argument(
         "--only", nargs="+", choices=sorted(sources.SOURCES), metavar="NAME", help="these data sets alone, no weights"
     )

@@ -1,6 +1,7 @@
 """The command line: what a mistake looks like, and where a choice comes from."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,11 @@ from bench import cli, errors
 from bench.catalog import EXPERIMENTS
 from bench.environment import choose_device, code_state, describe, instructions, prepared, seed_for
 from bench.errors import UserError
+from bench.experiment import Weights
+from bench.grid import initial_weights
+from bench.ledger import SECTIONS, Ledger
 from bench.settings import DEFAULTS
+from tests.records import record_of, run_of
 
 
 @pytest.mark.parametrize(
@@ -32,6 +37,13 @@ from bench.settings import DEFAULTS
         (["run", "../../etc/passwd"], "is not in the catalog"),
         (["run", "cifar100/baseline", "--seed", "x"], "expected whole numbers from 0"),
         (["run", "cifar100/scratch_convnext", "--profile", "mini"], "make data"),
+        (["grid", "--profile", "smoke", "--dry-run"], "--dry-run: expected --launcher slurm, whose tasks it shows"),
+        (["list", "--seeds", "0 5-3"], "SEEDS: expected ranges from a lower to a higher number, as in SEEDS=0-2, found '0 5-3'"),
+        (["report", "--results", ""], "RESULTS: expected a folder, found an empty name; leave it out for 'results'"),
+        (["list", "--datasets", ""], "DATASETS: expected a folder, found an empty name; leave it out for 'datasets'"),
+        (["report", "--results", "nowhere"], "RESULTS=nowhere: expected a folder, found none"),
+        (["plan", "--gpu-seconds-per-epoch", "1e300"], "expected a number above 0 and below 1,000,000,000, found '1e300'"),
+        (["show", "cifar100/baseline", "--seed", "0 1"], "--seed, else SEEDS: expected one whole number, found 2"),
         (["run", "cifar100/baseline", "--profile", "smoke", "--results", "/proc/none"], "choose another folder with RESULTS="),
     ],
 )
@@ -44,6 +56,31 @@ def test_a_mistake_is_one_line_and_status_2(
     assert message in error
     assert error.startswith("error: ") and error.count("\n") == 1
     assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["frob"], "invalid choice: 'frob'"),
+        (["run"], "the following arguments are required: NAME"),
+        (["run", "cifar100/baseline", "--only", "x"], "unrecognized arguments: --only x"),
+        (["plan"], "one of the arguments --throughput --gpu-seconds-per-epoch is required"),
+    ],
+)
+def test_a_mistake_in_the_words_is_one_line_too(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    error = capsys.readouterr().err
+    assert left.value.code == errors.EXIT_USER and error.count("\n") == 1
+    assert error.startswith("error: ") and message in error and "--help` says what there is" in error
+
+
+def test_commands_of_one_run_take_the_seed_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEEDS", "3")
+    for words in (["run", "a"], ["show", "a"], ["compare", "a", "b"]):
+        assert cli.parser().parse_args(words).seed == "3"
+        assert cli.parser().parse_args([*words, "--seed", "5"]).seed == "5"
 
 
 def test_missing_weights_say_what_to_do(
@@ -106,6 +143,26 @@ def test_list_names_every_experiment_with_its_state(tmp_path: Path, capsys: pyte
     assert [line.split()[0] for line in lines[2:]] == [experiment.name for experiment in EXPERIMENTS]
     expected = ["cifar100/baseline", "77.24", "best_test", "cifar100", "convnext_tiny, default stem", "imagenet1k", "full", "20"]
     assert re.split(r"  +", lines[2]) == [*expected, "all", "0: not run"]
+
+
+def test_list_says_what_was_run_from_other_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine, ledger = Weights("mine.pth", "0" * 64), Ledger(tmp_path)
+    one, two = run_of("cifar100/baseline", profile="paper"), run_of("cifar100/C_se", profile="paper")
+    one = replace(one, weights=mine)
+    recipe = replace(two.experiment.recipe, epochs=7)
+    two = replace(two, experiment=replace(two.experiment, recipe=recipe), weights=initial_weights(two.experiment, None))
+    for run in (one, two):
+        record = record_of(run, (1, 2))
+        ledger.write(run, {name: record[name] for name in SECTIONS})
+    assert cli.main(["list", "--results", str(tmp_path), "--only", "cifar100/baseline cifar100/C_se cifar100/stem_baseline"]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    states = {line.split()[0]: re.split(r"  +", line)[-1] for line in lines}
+    assert states == {
+        "cifar100/baseline": "0: not run (done from other weights)",
+        "cifar100/C_se": "0: not run (done as configured otherwise)",
+        "cifar100/stem_baseline": "0: not run",
+    }
+    assert "essentially the same" in lines[-1], "the study's words, where it gives no number"
 
 
 def test_cost_prints_what_each_kind_of_attention_adds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from bench.environment import ROOT
 from bench.errors import UserError
 from bench.experiment import Run
 from bench.ledger import SECTIONS, Ledger
-from bench.settings import Settings
+from bench.settings import DEFAULTS, Settings, settings
 from bench.task import Task
 from tests.records import record_of, run_of
 from tests.test_grid import chosen, records
@@ -90,6 +90,19 @@ def test_a_dry_run_shows_the_tasks_and_submits_nothing(tmp_path: Path, capsys: p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_status_of_the_whole_catalog(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    choice = ["--profile", "smoke", "--results", str(tmp_path)]
+    assert cli.main(["grid", *choice, "--status"]) == 0
+    assert capsys.readouterr().out == "40 due\n"
+    runs = grid.plan(settings(**{name.lower(): value for name, value in (DEFAULTS | {"PROFILE": "smoke"}).items()}))
+    failed = next(run for run in runs if run.experiment.name == "cifar100/E1_P2_F0")
+    record = {name: record_of(failed, (1, 2))[name] for name in SECTIONS}
+    record["results"] |= {"status": "failed", "error": "OSError: lost"}
+    Ledger(tmp_path).write(failed, record)
+    assert cli.main(["grid", *choice, "--status"]) == 0
+    assert capsys.readouterr().out == "39 due, 1 failed\ncifar100/E1_P2_F0 0: failed: OSError: lost\n"
+
+
 def test_groups_hold_every_run_once_and_none_is_empty() -> None:
     for parallel in (1, 2, 100):
         for alone in (False, True):
@@ -103,6 +116,8 @@ def test_a_file_of_runs_chooses_among_those_that_were_chosen(tmp_path: Path) -> 
     path = tmp_path / "0.txt"
     path.write_text("".join(f"{cluster.name(run)}\n" for run in (RUNS[3], RUNS[0])))
     assert grid.listed(RUNS, path) == [RUNS[3], RUNS[0]]
+    path.write_text(f"\n{cluster.name(RUNS[0])}\n\n")
+    assert grid.listed(RUNS, path) == [RUNS[0]], "an empty line is no run"
     path.write_text("cifar100/baseline 7\n")
     with pytest.raises(UserError, match="expected an experiment and a seed that were chosen, found 'cifar100/baseline 7'"):
         grid.listed(RUNS, path)

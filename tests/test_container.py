@@ -31,6 +31,12 @@ def values(arguments: list[str], flag: str) -> list[str]:
     return [value for name, value in pairwise(arguments) if name == flag]
 
 
+def test_an_engine_that_is_not_there_is_named() -> None:
+    result = make("container", "TARGET=list", "DOCKER=no-engine run")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[0] == "make: expected the engine no-engine, found none; install it, or set DOCKER to another"
+
+
 def test_the_container_is_the_users_own(docker: Program, tmp_path: Path) -> None:
     run = contain(docker, "container", "TARGET=smoke")
     made = docker.log.parent / "made"

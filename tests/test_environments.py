@@ -121,5 +121,5 @@ def test_a_time_is_of_one_environment(tmp_path: Path) -> None:
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `cifar100/baseline`")
     ][:1]
     mode = "bf16 computed in fp32; depthwise 4x4 pairs"
-    assert cells == ["`cifar100/baseline`", "Processor, 2 threads", "8.00", "125", "0.5", "2 of 3", mode]
+    assert cells == ["`cifar100/baseline`", "Processor, 2 threads", "8.00", "125", "0.50", "2 of 3", mode]
     assert "2 of 3" in html and mode in html

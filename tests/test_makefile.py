@@ -13,6 +13,7 @@ import pytest
 
 from bench import environment
 from bench.catalog import EXPERIMENTS
+from bench.cluster import VARIABLES
 from bench.settings import DEFAULTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -201,6 +202,7 @@ def test_lock_writes_the_locks_and_upgrades_on_request() -> None:
         assert "--universal --generate-hashes --python-version 3.11" in line
         assert "--upgrade" not in line
     assert plan("lock", UPGRADE="1").count("--upgrade") == 3
+    assert "--upgrade" not in plan("lock", UPGRADE="0")
 
 
 # --- python -m bench and python -m data -------------------------------------------------------------------------------
@@ -239,6 +241,27 @@ def test_data_takes_archives_from_folders(python: Program) -> None:
     make_with(python, "data", "FROM=one two")
     make_with(python, "data", "WEIGHTS=mine.pth")
     assert python.commands() == ["-m data", "-m data --from one --from two", "-m data --no-weights"]
+
+
+@pytest.mark.parametrize(
+    ("target", "variable", "message"),
+    [
+        ("figures", "IMAGES=None", "IMAGES: expected one of none, found 'None'"),
+        ("all", "IMAGES=no", "IMAGES: expected one of none, found 'no'"),
+        ("bench-throughput", "QUICK=no", "QUICK: expected one of 0 1, found 'no'"),
+        ("lock", "UPGRADE=yes", "UPGRADE: expected one of 0 1, found 'yes'"),
+        ("tensorboard", "PORT=abc", "make tensorboard: expected a number as PORT, found 'abc'"),
+    ],
+)
+def test_a_variable_of_make_alone_is_checked(python: Program, target: str, variable: str, message: str) -> None:
+    result = make_with(python, target, variable, "PROFILE=smoke")
+    assert result.returncode == 2 and python.calls() == []
+    assert message in result.stderr.splitlines()[0]
+
+
+def test_quotes_in_a_variable_are_pythons(python: Program) -> None:
+    assert make_with(python, "run", "ONLY=a\"b'c").returncode == 0
+    assert python.calls()[-1]["variables"]["ONLY"] == "a\"b'c"
 
 
 def test_run_needs_only(python: Program) -> None:
@@ -329,3 +352,5 @@ def test_continuous_integration_runs_the_documented_commands() -> None:
         "make test",
     ]
     assert "make test-cluster" in script.read_text()
+    (unset,) = re.findall(r"^unset (.*)", script.read_text(), re.MULTILINE)
+    assert {*DEFAULTS, *VARIABLES, "TESTS", "FUZZ", "IMAGES", "QUICK", "UPGRADE", "FROM"} <= set(unset.split())

@@ -7,6 +7,7 @@ import random
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from bench.profiles import at_profile
 from bench.provenance import LOCKED_TORCH, commit_of
 from bench.report import write, write_report
 from bench.report.export import as_csv, as_json, export_lines
+from bench.report.opening import _for_want_of_seeds
 from bench.report.results import HEADLINE, headline_table, results_page
 from bench.report.rows import mean_and_deviation
 from bench.settings import DEFAULTS, settings
@@ -170,6 +172,15 @@ def test_page_opens_with_what_ran_on_what_and_how_long_it_took(ledger: Ledger) -
     assert "40 s of training and 5 s of evaluation" in lines["Time"], "ten records, failed ones included"
 
 
+def test_a_claim_of_which_a_row_was_not_run_waits_for_more_than_a_seed() -> None:
+    def open_(*ns: int | None) -> Any:
+        outcomes = [SimpleNamespace(paired=n and SimpleNamespace(n=n)) for n in ns]
+        return SimpleNamespace(verdict="not decidable", deciding=outcomes)
+
+    assert _for_want_of_seeds([open_(1), open_(3, 1), open_(1, None), open_(3), open_(None)]) == " (2 for want of a second seed)"
+    assert _for_want_of_seeds([open_(1, None)]) == ""
+
+
 def test_opening_tells_the_clearest_verdicts(ledger: Ledger) -> None:
     for seed, (convnext, vit) in enumerate([(55.0, 49.0), (55.5, 49.4), (54.5, 48.6)]):
         add(ledger, "cifar100/matched_convnext", convnext, seed=seed)
@@ -263,7 +274,7 @@ def test_what_was_not_run_says_so(ledger: Ledger) -> None:
 def test_speed_comes_from_the_timings(ledger: Ledger) -> None:
     cells = cells_of(page_of(ledger).partition("### Time")[2], "cifar100/baseline")
     mode = "bf16; depthwise convolution"
-    assert list(cells.values()) == ["`cifar100/baseline`", "Processor, 2 threads", "4.00", "250", "0.5", mode]
+    assert list(cells.values()) == ["`cifar100/baseline`", "Processor, 2 threads", "4.00", "250", "0.50", mode]
 
 
 def test_speed_leaves_out_runs_that_changed_machines(ledger: Ledger) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench import cli, errors
 from bench.errors import UserError
-from bench.experiment import Run, canonical_json
+from bench.experiment import Run, Weights, canonical_json
 from bench.ledger import SECTIONS, Ledger, Record
 from bench.report.show import differences, find_run, flat, is_run, plot, shown
 from tests.records import record_of, run_of
@@ -30,7 +31,7 @@ def in_order(run: Run, correct: tuple[int, ...]) -> Record:
     return {name: record[name] for name in SECTIONS}
 
 
-def find(results: Path, name: str, seed: int = 0, profile: str = "paper") -> Path:
+def find(results: Path, name: str, seed: int = 0, profile: str = "mini") -> Path:
     return find_run(results, name, seed=seed, profile=profile)[0]
 
 
@@ -44,14 +45,24 @@ def test_the_profile_decides_among_several(results: Path) -> None:
     smoke = run_of("cifar100/A_dual", profile="smoke")
     Ledger(results).write(smoke, in_order(smoke, (1, 2)))
     assert find(results, "cifar100/A_dual", profile="smoke") == Ledger(results).path(smoke)
-    with pytest.raises(UserError, match=f"expected one record, found 2; name one of {DUAL.key}, {smoke.key}"):
+    assert find(results, "cifar100/A_dual") == Ledger(results).path(DUAL)
+    with pytest.raises(
+        UserError, match=r"profile paper, seed 0: expected a record in .* found those of profile mini seed0, profile smoke seed0$"
+    ):
+        find(results, "cifar100/A_dual", profile="paper")
+
+
+def test_records_of_one_profile_with_different_weights_are_told_apart(results: Path) -> None:
+    other = replace(DUAL, weights=Weights("mine.pth", "0" * 64))
+    Ledger(results).write(other, in_order(other, (1, 2)))
+    with pytest.raises(UserError, match=f"expected one record, found 2; name one of ({DUAL.key}|{other.key}), "):
         find(results, "cifar100/A_dual")
 
 
 @pytest.mark.parametrize(
     ("name", "seed", "message"),
     [
-        ("cifar100/A_dual", 3, "found those of seed0$"),
+        ("cifar100/A_dual", 3, "found those of profile mini seed0$"),
         ("cifar100/nothing", 0, "found none; `python -m bench list`"),
         ("../A_dual", 0, "found none"),
         ("x" * 5000, 0, "found none"),
@@ -130,9 +141,9 @@ def test_leaves_have_dotted_names() -> None:
 
 
 def test_the_commands(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["show", "cifar100/A_dual", "--results", str(results)]) == 0
+    assert cli.main(["show", "cifar100/A_dual", "--profile", "mini", "--results", str(results)]) == 0
     assert "best test (%)" in capsys.readouterr().out
-    assert cli.main(["compare", DUAL.key, "cifar100/baseline", "--seed", "1", "--results", str(results)]) == 0
+    assert cli.main(["compare", DUAL.key, "cifar100/baseline", "--seed", "1", "--profile", "mini", "--results", str(results)]) == 0
     assert "experiment.regime" in capsys.readouterr().out
     for arguments in (["show", "nothing"], ["show", "cifar100/A_dual", "--seed", "0 1"], ["compare", DUAL.key, "speed.json"]):
         assert cli.main([*arguments, "--results", str(results)]) == errors.EXIT_USER

@@ -63,6 +63,9 @@ def test_a_paragraph_admits_that_its_shares_were_disturbed() -> None:
     assert said in paragraph(entry_of("Small", **disturbed))
     assert "disturbed" not in paragraph(entry_of("Small", environment=GPU, **disturbed)), "there the host alone is slowed"
     assert "disturbed" not in paragraph(entry_of("Small", step_ms=1000.0, profiled_step_ms=1240.0))
+    said = "The steps without the profiler took 1.2 times as long as those with it: something else disturbed them."
+    assert said in paragraph(entry_of("Small", step_ms=1200.0, profiled_step_ms=1000.0))
+    assert "disturbed" not in paragraph(entry_of("Small", step_ms=1000.0, profiled_step_ms=990.0))
 
 
 def test_a_paragraph_on_a_gpu_compares_the_graph_with_launches() -> None:

@@ -8,9 +8,9 @@ from tabulate import tabulate
 from bench.engine import network as networks
 from bench.engine.regime import RELEASED
 from bench.experiment import Experiment, Model, Run
-from bench.ledger import Ledger
+from bench.ledger import Ledger, read_record
 from bench.measure.cost import cost_of
-from bench.report.tables import attention_name, model_name
+from bench.report.tables import attention_name, model_name, percent
 from data.sources import SOURCES
 
 
@@ -26,7 +26,7 @@ def listing(runs: Sequence[Run], results: Path) -> str:
         table.append(
             {
                 "experiment": name,
-                "study %": "" if experiment.reported is None else f"{experiment.reported:.2f}",
+                "study %": experiment.note or percent(experiment.reported),
                 "selection": experiment.selection,
                 "data": experiment.dataset,
                 "model": model_name(experiment),
@@ -81,4 +81,9 @@ def _state(run: Run, ledger: Ledger) -> str:
         return str(record["results"]["status"])
     if (ledger.results / "checkpoints" / run.key / "last.pt").exists():
         return "begun"
+    others = [read_record(path) for path in ledger.path(run).parent.glob(f"seed{run.seed}-*.json")]
+    if done := [record for record in others if record["results"]["status"] == "done"]:
+        weights = {(record["configuration"]["weights"] or {}).get("sha256") for record in done}
+        mine = run.weights.sha256 if run.weights else None
+        return "not run (done as configured otherwise)" if mine in weights else "not run (done from other weights)"
     return "not run"

@@ -98,9 +98,10 @@ def _told(judgement: Judgement, *, several: bool) -> str:
 
 
 def _for_want_of_seeds(judgements: Sequence[Judgement]) -> str:
-    """How many claims stay open because a comparison of theirs has one seed."""
+    """How many claims stay open because a comparison of theirs has one seed, and not because a row was not run."""
     undecided = [judgement for judgement in judgements if judgement.verdict == "not decidable"]
-    count = sum(any(outcome.paired and outcome.paired.n == 1 for outcome in judgement.deciding) for judgement in undecided)
+    ns = [[outcome.paired.n if outcome.paired else 0 for outcome in judgement.deciding] for judgement in undecided]
+    count = sum(1 in its and 0 not in its for its in ns)
     return f" ({count} for want of a second seed)" if count else ""
 
 

@@ -48,8 +48,9 @@ RECIPE_NOTE = (
     "attention train. The reasons for the figures stand in `bench/catalog.py`."
 )
 RECORDS_NOTE = (
-    "Commits, and the first 12 digits of SHA-256 hashes. The lock is the one that lay beside the code; a run that had another "
-    "torch than it pins, its machine's own, says which."
+    "Commits, and the first 12 digits of SHA-256 hashes. Where a record names another commit, for a copy of the sources lay beside "
+    "an older repository, the hash of the sources tells whose they are. The lock is the one that lay beside the code; a run that "
+    "had another torch than it pins, its machine's own, says which."
 )
 
 # Pretrained backbones that a reader should know more of than a file name, by the SHA-256 of the file.

@@ -41,7 +41,7 @@ def find_run(results: Path, name: str, *, seed: int, profile: str) -> Found:
     Args:
         results: the ledger's folder.
         name: a record's file, its key (``mini/cifar100/baseline/seed0-20032188``), or an experiment.
-        seed, profile: of the experiment; another profile's record is taken where this one has none.
+        seed, profile: of the experiment.
 
     Raises:
         UserError: there is no such record, or there are several.
@@ -50,15 +50,16 @@ def find_run(results: Path, name: str, *, seed: int, profile: str) -> Found:
         return Path(name), read_record(Path(name))
     ledger = Ledger(results)
     keys = {path.relative_to(ledger.folder).with_suffix("").as_posix(): path for path in ledger.paths()}
-    fitting = [key for key in keys if _row(key) == name and key.rpartition("/")[2].startswith(f"seed{seed}-")]
-    fitting = [name] if name in keys else [key for key in fitting if key.startswith(f"{profile}/")] or fitting
+    of_row = [key for key in keys if _row(key) == name]
+    of_seed = [key for key in of_row if key.rpartition("/")[2].startswith(f"seed{seed}-")]
+    fitting = [name] if name in keys else [key for key in of_seed if key.startswith(f"{profile}/")]
     if len(fitting) == 1:
         return keys[fitting[0]], read_record(keys[fitting[0]])
     if fitting:
         raise UserError(f"{name} seed {seed}: expected one record, found {len(fitting)}; name one of {', '.join(fitting)}")
-    seeds = sorted(key.rpartition("/")[2].partition("-")[0] for key in keys if _row(key) == name)
-    found = f"those of {', '.join(dict.fromkeys(seeds))}" if seeds else "none; `python -m bench list` shows what was run"
-    raise UserError(f"{name[:200]!r} seed {seed}: expected a record in {ledger.folder}, found {found}")
+    others = dict.fromkeys(f"profile {key.partition('/')[0]} {key.rpartition('/')[2].partition('-')[0]}" for key in sorted(of_row))
+    found = f"those of {', '.join(others)}" if others else "none; `python -m bench list` shows what was run"
+    raise UserError(f"{name[:200]!r}, profile {profile}, seed {seed}: expected a record in {ledger.folder}, found {found}")
 
 
 def _row(key: str) -> str:

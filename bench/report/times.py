@@ -21,12 +21,13 @@ def time_line(row: Row) -> Line:
     epochs = [epoch for record in records for epoch in record["timings"]["epochs"]]
     images = records[0]["results"]["epochs"][0]["train"]["images"]
     seconds = statistics.median(epoch["train_seconds"] for epoch in epochs)
+    evaluation = statistics.median(epoch["evaluation_seconds"] for epoch in epochs)
     return {
         "experiment": f"`{row.experiment.name}`",
         "device": device_in_words(records[0]["environment"]),
         "training s/epoch": f"{seconds:.2f}" if seconds < 10 else f"{seconds:.1f}",
         "training images/s": f"{images / seconds:,.0f}",
-        "evaluation s/epoch": f"{statistics.median(epoch['evaluation_seconds'] for epoch in epochs):.1f}",
+        "evaluation s/epoch": f"{evaluation:.2f}" if evaluation < 10 else f"{evaluation:.1f}",
         "runs timed": "" if len(records) == len(row.done) else f"{len(records)} of {len(row.done)}",
         "mode": mode(
             REFERENCE | records[0]["environment"],

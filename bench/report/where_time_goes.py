@@ -18,6 +18,8 @@ from bench.report.throughput import mode
 
 Entry = dict[str, Any]
 
+FASTER = 1.05  # times: no step gains by being recorded
+
 NOTE = """\
 Made by `make profile`: a few steps of the engine on images of noise under `torch.profiler`, all parameters training. Shares are of
 the step's time, by the kind of operator: on a CPU each operator's own time without the operators that it calls, on CUDA the kernels
@@ -165,8 +167,10 @@ def _overhead(entry: Entry) -> str:
 
 def _disturbed(entry: Entry) -> str:
     ratio = entry["profiled_step_ms"] / entry["step_ms"]
-    if entry["environment"]["cuda"] is not None or ratio <= DISTURBED:
+    if entry["environment"]["cuda"] is not None or 1 / FASTER <= ratio <= DISTURBED:
         return ""
+    if ratio < 1:
+        return f"The steps without the profiler took {1 / ratio:.1f} times as long as those with it: something else disturbed them."
     return (
         f"The recorded steps took {ratio:.1f} times as long as those without the profiler: something else disturbed these shares."
     )
