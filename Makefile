@@ -32,7 +32,7 @@
 #= IMAGES     figures, all: IMAGES=none leaves test images out of the attention maps, for a ledger that is published
 #= UPGRADE    lock: UPGRADE=1 moves every package to its newest release
 #= TARGET     container: the targets to make inside: TARGET=all
-#= GPUS       container, shell: which GPUs (all); GPUS=none on a machine without one
+#= GPUS       container, shell: which GPUs (all): GPUS=device=0,1; GPUS=none on a machine without one
 #= DOCKER     container, shell, image: the engine (docker); DOCKER_FLAGS adds flags to its run,
 #=            as in DOCKER=podman DOCKER_FLAGS=--userns=keep-id
 #= IMAGE      container, shell, image: the name (convnext-attention-bench); BASE_IMAGE builds it on another base
@@ -226,8 +226,11 @@ RESULTS_FOLDER = $(call absolute,$(LEDGER))
 # All that is documented but what is mounted, what is about the container itself, and what cannot work in it: there is no
 # Slurm (LAUNCHER), the locks are read-only (UPGRADE), and nobody outside reaches a port (PORT).
 GIVEN_INSIDE = PROFILE SEEDS DEVICE JOBS ONLY DEPTHWISE COMPILE CUDA_GRAPH TESTS FUZZ QUICK IMAGES
+# Docker reads this as a line of CSV: several devices, with a comma between them, want quotes of their own.
+comma := ,
+as_csv = $(if $(findstring $(comma),$(1)),'"$(1)"',"$(1)")
 CONTAINER = $(strip $(DOCKER) run --rm --init $(TTY) --user "$$(id -u):$$(id -g)" \
-    $(if $(filter none,$(GPUS)),,--gpus "$(GPUS)") --ipc=host $(if $(filter data all,$(TARGET)),,--network none) \
+    $(if $(filter none,$(GPUS)),,--gpus $(call as_csv,$(GPUS))) --ipc=host $(if $(filter data all,$(TARGET)),,--network none) \
     --volume "$(CURDIR):/bench:ro" --volume "$(DATA_FOLDER):/datasets" --volume "$(RESULTS_FOLDER):/results" \
     $(foreach name,$(GIVEN_INSIDE),$(if $($(name)),--env $(name)="$($(name))")) \
     $(if $(WEIGHTS),--volume "$(call absolute,$(WEIGHTS)):/weights/$(notdir $(WEIGHTS)):ro" --env WEIGHTS="/weights/$(notdir $(WEIGHTS))") \

@@ -31,6 +31,11 @@ def values(arguments: list[str], flag: str) -> list[str]:
     return [value for name, value in pairwise(arguments) if name == flag]
 
 
+def test_several_gpus_are_one_field_of_csv(docker: Program) -> None:
+    assert values(contain(docker, "container", "TARGET=list", "GPUS=device=0,1"), "--gpus") == ['"device=0,1"']
+    assert values(contain(docker, "container", "TARGET=list", "GPUS=device=1"), "--gpus") == ["device=1"]
+
+
 def test_an_engine_that_is_not_there_is_named() -> None:
     result = make("container", "TARGET=list", "DOCKER=no-engine run")
     assert result.returncode == 2
