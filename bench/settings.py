@@ -111,8 +111,8 @@ def settings(
         )
     if any(int(last) < int(first) for first, last in ends):
         raise UserError(f"SEEDS: expected ranges from a lower to a higher number, as in SEEDS=0-2, found {seeds[:80]!r}")
-    if (count := sum(max(0, int(last) - int(first) + 1) for first, last in ends)) > MOST_SEEDS or not count:
-        raise UserError(f"SEEDS: expected 1 to {MOST_SEEDS} seeds, found {count} in {seeds[:80]!r}")
+    if (count := sum(int(last) - int(first) + 1 for first, last in ends)) > MOST_SEEDS:
+        raise UserError(f"SEEDS: expected at most {MOST_SEEDS} seeds, found {count} in {seeds[:80]!r}")
     if jobs != "auto" and not is_count(jobs, 1):
         raise UserError(f"JOBS: expected auto or a whole number from 1 of at most {COUNT_DIGITS} digits, found {jobs[:80]!r}")
     for name, folder in (("DATASETS", datasets), ("RESULTS", results)):

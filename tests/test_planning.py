@@ -99,11 +99,20 @@ def test_the_plan_says_hours_cost_and_where_it_ends(capsys: pytest.CaptureFixtur
     [
         (["--gpus", "0", "--gpu-seconds-per-epoch", "1"], "--gpus: expected a whole number from 1 of at most 6 digits, found '0'"),
         (["--gpus", "9" * 5000, "--gpu-seconds-per-epoch", "1"], "--gpus: expected a whole number from 1 of at most 6 digits"),
-        (["--gpu-seconds-per-epoch", "nan"], "--gpu-seconds-per-epoch: expected a number above 0, found 'nan'"),
-        (["--gpu-seconds-per-epoch", "1", "--price", "free"], "--price: expected a number above 0, found 'free'"),
+        (
+            ["--gpu-seconds-per-epoch", "nan"],
+            "--gpu-seconds-per-epoch: expected a number above 0 and below 1,000,000,000, found 'nan'",
+        ),
+        (
+            ["--gpu-seconds-per-epoch", "1", "--price", "free"],
+            "--price: expected a number above 0 and below 1,000,000,000, found 'free'",
+        ),
         (["--throughput", "absent.json"], "absent.json: expected a throughput measurement in JSON"),
-        (["--gpu-seconds-per-epoch", "1", "--seeds", "9-0"], "SEEDS: expected 1 to 10000 seeds, found 0"),
-        (["--gpu-seconds-per-epoch", "1", "--seeds", "0-999999"], "SEEDS: expected 1 to 10000 seeds, found 1000000"),
+        (
+            ["--gpu-seconds-per-epoch", "1", "--seeds", "9-0"],
+            "SEEDS: expected ranges from a lower to a higher number, as in SEEDS=0-2, found '9-0'",
+        ),
+        (["--gpu-seconds-per-epoch", "1", "--seeds", "0-999999"], "SEEDS: expected at most 10000 seeds, found 1000000"),
     ],
 )
 def test_a_mistake_is_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
