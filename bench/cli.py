@@ -29,7 +29,7 @@ FLAGS = {
 
 CONTINUES = ("run", "grid")  # these leave a checkpoint
 OF_ONE_SEED = ("run", "show", "compare")
-MOST = 1e9  # seconds of an epoch, price of an hour: more than anybody means
+LARGEST = 1e9  # seconds of an epoch, price of an hour: more than anybody means
 
 # flags of single commands, which are no settings
 EXTRA = (
@@ -235,8 +235,8 @@ def _positive(flag: str, text: str) -> float:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 < number < MOST:
-        raise UserError(f"{flag}: expected a number above 0 and below {MOST:,.0f}, found {text[:80]!r}")
+    if not 0 < number < LARGEST:
+        raise UserError(f"{flag}: expected a number above 0 and below {LARGEST:,.0f}, found {text[:80]!r}")
     return number
 
 

@@ -3,7 +3,6 @@
 import functools
 import gc
 import hashlib
-import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from bench.errors import UserError
 from bench.experiment import Experiment, Run, Weights
 from bench.ledger import FINISHED, SCHEMA, Ledger, Record
 from bench.measure.cost import cost_of
-from bench.measure.estimate import Estimator, duration
+from bench.measure.estimate import Estimator, TimeLeft, duration
 from bench.profiles import at_profile
 from bench.progress import Unseen, Watcher
 from bench.settings import Settings
@@ -199,13 +198,11 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
         seconds = max(*estimates, sum(estimates) / devices(settings))
         print(f"about {duration(seconds)} on this device, from a few timed steps", flush=True)
     started = time.perf_counter()
-    statuses = _statuses(due, settings, _TimeLeft(due, estimates, processes), device)
+    statuses = _statuses(due, settings, TimeLeft(due, estimates, processes), device)
     while (busy := [i for i, status in enumerate(statuses) if status == "busy"]) and NOT_BEGUN not in statuses:
         free = _freed([due[i] for i in busy], settings)
         again = [i for i in busy if due[i] in free]
-        for i, status in zip(
-            again, _statuses([due[i] for i in again], settings, _TimeLeft([], [], processes), device), strict=True
-        ):
+        for i, status in zip(again, _statuses([due[i] for i in again], settings, TimeLeft([], [], processes), device), strict=True):
             statuses[i] = status
     counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
     summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing to do"
@@ -213,42 +210,7 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
     return 0 if set(statuses) <= {"done"} else 1
 
 
-class _TimeLeft:
-    """Says after each run how long the others will take, at the pace of those that have ended; nothing without estimates.
-
-    Args:
-        estimates: seconds of each run.
-        places: how many runs are under way at a time.
-    """
-
-    def __init__(self, runs: Sequence[Run], estimates: Sequence[float], places: int) -> None:
-        self._left = dict(zip((run.key for run in runs), estimates, strict=False))
-        self._count, self._places = len(self._left), places
-        self._began: dict[str, float] = {}
-        self._taken = self._estimated = 0.0  # seconds, by all that have ended
-        self._one_at_a_time = threading.Lock()
-
-    def began(self, run: Run) -> None:
-        """Take a run that has."""
-        with self._one_at_a_time:
-            self._began[run.key] = time.perf_counter()
-
-    def ended(self, run: Run, status: str) -> None:
-        """Take a run that has. One that another process works on, or that was stopped, says nothing of the pace."""
-        with self._one_at_a_time:
-            now, began, estimate = time.perf_counter(), self._began.pop(run.key), self._left.pop(run.key, None)
-            if estimate is None or status in ("busy", "interrupted"):
-                return
-            self._taken += now - began
-            self._estimated += estimate
-            pace = self._taken / self._estimated
-            left = [max(0.0, pace * its - (now - self._began.get(key, now))) for key, its in self._left.items()]
-            if left:
-                seconds = max(*left, sum(left) / self._places)
-                print(f"{self._count - len(left)} of {self._count} runs, about {duration(seconds)} left", flush=True)
-
-
-def _statuses(due: Sequence[Run], settings: Settings, time_left: _TimeLeft, device: torch.device) -> list[str]:
+def _statuses(due: Sequence[Run], settings: Settings, time_left: TimeLeft, device: torch.device) -> list[str]:
     """Execute runs and return their statuses."""
     gc.collect()  # of what the estimates leave
     if len(workers(settings)) > 1:

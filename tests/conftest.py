@@ -12,6 +12,7 @@ from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 import data
+from bench import grid
 from bench.cluster import VARIABLES
 from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.execution import Execution
@@ -45,6 +46,12 @@ def small_network(classes: int = 10, seed: int = 0) -> nn.Module:
     settings = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, 32, 1), CNBlockConfig(32, 64, 1), CNBlockConfig(64, None, 1)]
     network: nn.Module = ConvNeXt(settings, stochastic_depth_prob=0.1, num_classes=classes)
     return network.to(memory_format=torch.channels_last)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train a network of a thousandth of the size."""
+    monkeypatch.setattr(grid, "build_network", lambda run, classes, initial, device: small_network(classes, run.seed))
 
 
 def small_run(seed: int = 0, **recipe: Any) -> Run:

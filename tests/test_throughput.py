@@ -15,7 +15,7 @@ from bench.engine.execution import Choices
 from bench.environment import device_slug
 from bench.errors import UserError
 from bench.experiment import Experiment
-from bench.measure import loops, roofline
+from bench.measure import comparison, loops, roofline, timing
 from bench.measure import throughput as measuring
 from bench.report.measurements import read_report
 from bench.report.throughput import compared, throughput_section
@@ -49,7 +49,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         })  # fmt: skip
         patch.setattr(loops, "IMAGES", 512)
         patch.setattr(measuring, "BATCH_SIZES", {"cpu": (64, 128)})
-        patch.setattr(measuring, "Apart", Apart)
+        patch.setattr(comparison, "Apart", Apart)
         patch.setattr(memory, "can_keep", lambda: True)
         bench = measuring.Bench(
             CPU, Choices(depthwise="reference", kept=kept), window_seconds=0, windows=3, search=True, say=lambda line: None
@@ -107,21 +107,22 @@ def test_loops_for_which_there_is_no_memory_are_left_out(monkeypatch: pytest.Mon
         return lambda: made.append(name) or (lambda steps: None)  # type: ignore[func-returns-value]
 
     monkeypatch.setattr("bench.engine.network.build", lambda model, *, classes, seed, initial=None: small_network(classes))
-    monkeypatch.setattr(measuring.Bench, "_best_flags", lambda *_, **__: loops.Flags())
-    names = (measuring.OURS, measuring.BARE, measuring.EAGER, measuring.CONVENTIONAL, measuring.CONVENTIONAL_BEST)
-    monkeypatch.setattr(measuring.Bench, "_contenders", lambda *_: {name: make(name) for name in names})
-    monkeypatch.setattr(measuring, "memory_left", lambda device: 490 - 100 * len(made))
-    bench = measuring.Bench(CPU, Choices(depthwise="reference"), window_seconds=0, windows=3, search=True, say=said.append)
-    found = bench.compare_loops(find("cifar100/baseline"))
-    assert made == list(found["images_per_second"]) == [measuring.OURS, measuring.BARE, measuring.EAGER]
-    assert said[-1] == f"no more loops, for want of memory: {measuring.CONVENTIONAL} and those after it are left out"
-    assert f"{measuring.OURS} / {measuring.BARE}" in found["ratios"]
+    monkeypatch.setattr(comparison.Comparison, "_best_flags", lambda *_, **__: loops.Flags())
+    names = (comparison.OURS, comparison.BARE, comparison.EAGER, comparison.CONVENTIONAL, comparison.CONVENTIONAL_BEST)
+    monkeypatch.setattr(comparison.Comparison, "_contenders", lambda *_: {name: make(name) for name in names})
+    for module in (comparison, timing):
+        monkeypatch.setattr(module, "memory_left", lambda device: 490 - 100 * len(made))
+    compared = comparison.Comparison(CPU, Choices(depthwise="reference"), search=True, say=said.append)
+    found = compared.of(find("cifar100/baseline"), window_seconds=0, windows=3, ends=0)
+    assert made == list(found["images_per_second"]) == [comparison.OURS, comparison.BARE, comparison.EAGER]
+    assert said[-1] == f"no more loops, for want of memory: {comparison.CONVENTIONAL} and those after it are left out"
+    assert f"{comparison.OURS} / {comparison.BARE}" in found["ratios"]
 
 
 def test_a_network_takes_the_memory_that_it_would_take_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     used = {"bytes": 1000}
     monkeypatch.setattr(measuring, "memory_in_use", lambda device: used["bytes"])
-    monkeypatch.setattr(measuring, "memory_left", lambda device: 10**4)
+    monkeypatch.setattr(timing, "memory_left", lambda device: 10**4)
 
     def warmed_up(work: Callable[[], None], device: torch.device) -> int:
         work()
@@ -133,7 +134,7 @@ def test_a_network_takes_the_memory_that_it_would_take_alone(monkeypatch: pytest
     bench = measuring.Bench(CPU, Choices(depthwise="reference"), window_seconds=0, windows=3, search=False, say=lambda line: None)
     entrants = bench._entrants({row: find("cifar100/baseline") for row in "abc"}, 1000)
     assert [entrant.peak_memory_bytes for entrant in entrants.values()] == [1350, 1350, 1350]
-    monkeypatch.setattr(measuring, "memory_left", lambda device: 5_000 - used["bytes"])  # 3,100 and 2,800, then 2,500
+    monkeypatch.setattr(timing, "memory_left", lambda device: 5_000 - used["bytes"])  # 3,100 and 2,800, then 2,500
     waiting = {row: find("cifar100/baseline") for row in "abcd"}
     assert list(bench._entrants(waiting, 1000)) == ["a", "b"] and list(waiting) == ["c", "d"], "no room for twice 1,350 more"
 
@@ -141,11 +142,11 @@ def test_a_network_takes_the_memory_that_it_would_take_alone(monkeypatch: pytest
 def test_a_measurement_holds_what_the_tables_show(report: dict[str, Any]) -> None:
     speeds = report["loops"]["images_per_second"]
     expected = {
-        measuring.OURS, measuring.BARE, measuring.CONVENTIONAL, measuring.CONVENTIONAL_BEST, measuring.EAGER,
-        measuring.NOT_DETERMINISTIC, measuring.DEFAULT_LAYOUT, measuring.NOT_FUSED, measuring.MEMORY_RETURNED,
+        comparison.OURS, comparison.BARE, comparison.CONVENTIONAL, comparison.CONVENTIONAL_BEST, comparison.EAGER,
+        comparison.NOT_DETERMINISTIC, comparison.DEFAULT_LAYOUT, comparison.NOT_FUSED, comparison.MEMORY_RETURNED,
     }  # fmt: skip
     assert expected <= set(speeds)
-    assert f"{measuring.OURS} / {measuring.NOT_FUSED}" in report["loops"]["ratios"]
+    assert f"{comparison.OURS} / {comparison.NOT_FUSED}" in report["loops"]["ratios"]
     assert [loop.closed for loop in Apart.made] == [True]
     assert all(0 < speed["low"] <= speed["median"] <= speed["high"] for speed in speeds.values())
     row = report["families"]["small"]
@@ -212,12 +213,12 @@ def test_compare_tells_changes_from_noise(report: dict[str, Any]) -> None:
 
 def test_compare_tells_what_cannot_be_compared(report: dict[str, Any]) -> None:
     other = copy.deepcopy(report)
-    del other["families"]["again"], other["loops"]["images_per_second"][measuring.EAGER]
+    del other["families"]["again"], other["loops"]["images_per_second"][comparison.EAGER]
     other["families"]["small"] |= {"batch_size": 64, "inference_batch_size": 7}
     other["loops"]["best_flags"]["workers"] = 9
     ours, theirs = (file["loops"]["best_flags"]["workers"] for file in (report, other))
     lines = compared(report, other).splitlines()
-    assert lines[:2] == [f"loop only in the first: {measuring.EAGER}", "network only in the first: again"]
+    assert lines[:2] == [f"loop only in the first: {comparison.EAGER}", "network only in the first: again"]
     assert lines[2].startswith("loops: best flags: ") and f"{ours} workers -> " in lines[2] and f"{theirs} workers" in lines[2]
     assert lines[3:] == ["small: batch: 128 -> 64", "small: inference batch: 500 -> 7", "no speed changed beyond noise"]
     assert "network only in the second: again" in compared(other, report)

@@ -4,8 +4,9 @@ An estimate serves a person who decides whether to wait; it is never written int
 """
 
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -107,6 +108,41 @@ class Estimator:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter() - started
+
+
+class TimeLeft:
+    """Says after each run how long the others will take, at the pace of those that have ended; nothing without estimates.
+
+    Args:
+        estimates: seconds of each run.
+        places: how many runs are under way at a time.
+    """
+
+    def __init__(self, runs: Sequence[Run], estimates: Sequence[float], places: int) -> None:
+        self._left = dict(zip((run.key for run in runs), estimates, strict=False))
+        self._count, self._places = len(self._left), places
+        self._began: dict[str, float] = {}
+        self._taken = self._estimated = 0.0  # seconds, by all that have ended
+        self._one_at_a_time = threading.Lock()
+
+    def began(self, run: Run) -> None:
+        """Take a run that has."""
+        with self._one_at_a_time:
+            self._began[run.key] = time.perf_counter()
+
+    def ended(self, run: Run, status: str) -> None:
+        """Take a run that has. One that another process works on, or that was stopped, says nothing of the pace."""
+        with self._one_at_a_time:
+            now, began, estimate = time.perf_counter(), self._began.pop(run.key), self._left.pop(run.key, None)
+            if estimate is None or status in ("busy", "interrupted"):
+                return
+            self._taken += now - began
+            self._estimated += estimate
+            pace = self._taken / self._estimated
+            left = [max(0.0, pace * its - (now - self._began.get(key, now))) for key, its in self._left.items()]
+            if left:
+                seconds = max(*left, sum(left) / self._places)
+                print(f"{self._count - len(left)} of {self._count} runs, about {duration(seconds)} left", flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -32,6 +32,7 @@ from models.stochastic_depth import give_factors, rates
 Steps = Callable[[int], None]
 
 CLASSES, IMAGES = 100, 6_400  # of noise: as many classes as CIFAR-100 has, images for 50 of its batches
+EPOCH = 50_000  # images of a CIFAR-100 epoch
 MEAN, STD = (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)  # of CIFAR-100; they change no speed
 
 
@@ -39,6 +40,19 @@ def random_images(count: int, classes: int) -> tuple[NDArray[np.uint8], NDArray[
     """Images ``[N, 32, 32, 3]`` and labels of noise: no speed here depends on what is seen."""
     generator = np.random.default_rng(0)
     return generator.integers(0, 256, (count, 32, 32, 3), np.uint8), generator.integers(0, classes, count).astype(np.uint8)
+
+
+def random_split(device: torch.device) -> DeviceSplit:
+    """The same images on the device, as training takes them."""
+    images, labels = random_images(IMAGES, CLASSES)
+    return DeviceSplit(images, labels, padding=4, mean=MEAN, std=STD, device=device)
+
+
+def execution_of(experiment: Experiment, device: torch.device, choices: Choices) -> Execution:
+    """The mode in which a whole run of the experiment on CIFAR-100 would compute."""
+    network = networks.build(experiment.model, classes=CLASSES, seed=0)
+    recipe = experiment.recipe
+    return choose(network, recipe.precision, device, choices, steps=recipe.epochs * (EPOCH // recipe.batch_size))
 
 
 @contextmanager
@@ -56,6 +70,16 @@ def deterministic(on: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0])
         convolutions.fp32_precision = before[1]
         torch.backends.cudnn.benchmark = False
+
+
+def in_mode(steps: Steps, *, on: bool) -> Steps:
+    """The same steps, deterministic or not, whatever the process is set to."""
+
+    def do(count: int) -> None:
+        with deterministic(on):
+            steps(count)
+
+    return do
 
 
 # ---- the conventional loop ---------------------------------------------------------------------------------------------
@@ -186,8 +210,7 @@ def eager_on_device(
 
 def ours_alone(experiment: Experiment, device: torch.device, choices: Choices) -> Steps:
     """Our loop for a process that does nothing else: on images of noise, in the mode of a short run."""
-    images, labels = random_images(IMAGES, CLASSES)
-    split = DeviceSplit(images, labels, padding=4, mean=MEAN, std=STD, device=device)
+    split = random_split(device)
     network = networks.build(experiment.model, classes=CLASSES, seed=0)
     execution = choose(network, experiment.recipe.precision, device, choices, steps=1)
     return ours(experiment, split, execution, batch_size=experiment.recipe.batch_size, classes=CLASSES, device=device)

@@ -14,6 +14,7 @@ import torch
 from bench import limits, memory
 
 MOST_RESERVED = 0.25  # of the memory that this process may use
+ROOM = 2.0  # times the memory of the largest so far, for the next one
 WINDOWS = 5  # turns of each contender
 SLOW, ENOUGH_OF_THE_SLOW = 2.0, 3  # from so many seconds of a step so many turns are enough: they are long
 
@@ -112,6 +113,12 @@ def memory_left(device: torch.device) -> int | None:
     lines = [line.split() for line in limits.read("/proc/meminfo").splitlines()]
     available = next((int(words[1]) * 1024 for words in lines if words[:1] == ["MemAvailable:"]), None)
     return None if used is None or available is None else min(available, limits.available_memory() - used)
+
+
+def has_room(device: torch.device, most: int) -> bool:
+    """Whether there is memory for one more of what takes up to ``most`` bytes, twice over; True where the system does not tell."""
+    left = memory_left(device)
+    return left is None or left >= ROOM * most
 
 
 def peak_memory(work: Callable[[], Any], device: torch.device) -> int | None:

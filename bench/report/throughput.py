@@ -7,7 +7,7 @@ from typing import Any
 from bench.catalog import EXPERIMENTS, find
 from bench.engine.execution import BATCH, FASTER_BY
 from bench.environment import device_in_words
-from bench.measure.throughput import LOOPS, RATIOS
+from bench.measure.comparison import LOOPS, RATIOS
 from bench.provenance import shown
 from bench.report.measurements import PARTIAL, Report, read_reports
 from bench.report.tables import attention_name, model_name, table

@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from bench.environment import device_in_words
-from bench.measure.throughput import (
+from bench.measure.comparison import (
     BARE,
     CONVENTIONAL,
     CONVENTIONAL_BEST,
