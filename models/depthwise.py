@@ -40,7 +40,7 @@ def methods_for(side: int, device: torch.device) -> tuple[Method, ...]:
     """
     if device.type == "cpu":
         return ("convolution", "pairs", "matrix") if side <= LARGEST_SIDE else ("convolution",)
-    return ("convolution", *(("matrix",) if side <= LARGEST_SIDE else ()), *(("triton",) if _triton_works() else ()))
+    return ("convolution", *(("matrix",) if side <= LARGEST_SIDE else ()), *(("triton",) if triton_works() else ()))
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -115,7 +115,8 @@ def _by_triton(x_NCHW: Tensor, weight: Tensor, bias: Tensor, joining_taps: Tenso
 _COMPUTATIONS: dict[Method, Computation] = {"pairs": _by_pairs, "matrix": _by_matrix, "triton": _by_triton}
 
 
-def _triton_works() -> bool:
+def triton_works() -> bool:
+    """Whether kernels in Triton compile and run on this machine's GPU."""
     try:
         from models.depthwise_triton import works
     except ImportError:

@@ -1,12 +1,13 @@
-"""Depthwise convolution in two Triton kernels, for CUDA: any square map, channels last, sums in fp32 at least.
+# ruff: noqa: RUF005 - within its kernels Triton knows no unpacking
+"""Depthwise convolution in Triton kernels, for CUDA: square maps of few pixels, channels last, sums in fp32 at least.
 
-Notation of :mod:`models.depthwise`. cuDNN's kernels for it were made for large maps: in bf16, batch 128, an H100 takes 312
-microseconds forward and backward for 384 channels on a 2x2 map, where these take 30.
+Notation of :mod:`models.depthwise`. Libraries' kernels for it were made for large maps: in bf16, batch 128, cuDNN on an H100 takes
+312 microseconds forward and backward for 384 channels on a 2x2 map. These keep rows of a map in registers, a channel in each lane,
+and use a pixel for all taps that meet it; which taps meet the map in a row is known to the compiler.
 
-- A program of ``_correlate`` computes a block of positions (over images, rows and columns) by channels, one tap after another; the
-  shifted rows that it reads come from the cache. The gradient of x is the same sum with the mirrored kernel.
-- A program of ``_weight_gradient`` takes one row of taps, a block of channels and a share of the positions. The shares are added up
-  afterwards in an order that never changes, so that results repeat bit for bit.
+- A program of ``_convolve`` computes some rows of an image's map. The gradient of x is the same sum with the mirrored kernel.
+- A program of ``_weight_gradient`` sums all taps over its share of the images' rows. The shares are added up afterwards in an order
+  that never changes, so that results repeat bit for bit.
 """
 
 import functools
@@ -17,12 +18,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Sides of the blocks. Channels: 32 in bf16 are 64 bytes, two sectors of the cache.
-_POSITIONS, _CHANNELS = 64, 32
-_POSITIONS_OF_SHARE = 16
-_COLUMNS = 8  # taps in a row, as a power of two; the one too many adds up the gradient of the bias
+LARGEST_SIDE = 16  # pixels: a row of a map lies in registers
+_CHANNELS = 64  # of a program, which is one warp
+_ROWS = 2  # of a program, on maps larger than the next
+_WHOLE = 4
 _SIDE_OF_MANY_TAPS = 4  # from which a copy of the weight is worth its launch
-_PROGRAMS = 1024  # of the weight's gradient, at least about: some for each multiprocessor of any GPU
+_CHANNELS_OF_SHARE = 32  # all taps' sums lie in registers
+_SHARES = 1056  # programs for the weight's gradient, at most: eight for each multiprocessor of an H100
+_SUMMED = 256  # shares that are added up at a time, at most
 
 
 @functools.cache
@@ -38,7 +41,7 @@ def works() -> bool:
 
 
 def tiles(x_NCHW: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The convolution of a square map with the ``[C, 1, k, k]`` weight (odd k up to 7), stride 1, the map's size kept.
+    """The convolution of a square map with the ``[C, 1, k, k]`` weight (odd k), stride 1, the map's size kept.
 
     Weight and bias may be wider than x: they are rounded to its precision as they are read, which saves copies of them.
     """
@@ -48,108 +51,181 @@ def tiles(x_NCHW: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class _Tiles(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NCHW: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        taps_CT = weight.flatten(1)
-        if x_NCHW.shape[-1] >= _SIDE_OF_MANY_TAPS:  # read often: neighbouring channels side by side, as in x
-            taps_CT = taps_CT.t().contiguous().t()
-        ctx.kernel = weight.shape[-1]
-        ctx.save_for_backward(x_NCHW, taps_CT)
-        return _correlated(x_NCHW, taps_CT, bias, ctx.kernel, mirrored=False)
+        taps_TC = taps_of(weight, x_NCHW.shape[-1])
+        ctx.save_for_backward(x_NCHW, taps_TC, weight)
+        return convolved(x_NCHW.permute(0, 2, 3, 1), taps_TC, bias, x_NCHW.dtype).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x_NCHW, taps_CT = ctx.saved_tensors
-        gradient_NCHW = gradients[0].contiguous(memory_format=torch.channels_last)
+        x_NCHW, taps_TC, weight = ctx.saved_tensors
+        g_NHWC = gradients[0].contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        dx = _correlated(gradient_NCHW, taps_CT, None, ctx.kernel, mirrored=True) if of_x else None
+        dx = gradient_of_map(g_NHWC, taps_TC, None, g_NHWC.dtype).permute(0, 3, 1, 2) if of_x else None
         if not (of_weight or of_bias):
             return dx, None, None
-        sums_KKC = _weight_gradients(x_NCHW, gradient_NCHW, ctx.kernel).to(taps_CT.dtype)
-        of_taps_CKK = sums_KKC[:, : ctx.kernel].permute(2, 0, 1)
-        return dx, of_taps_CKK.reshape(-1, 1, ctx.kernel, ctx.kernel), sums_KKC[ctx.kernel // 2, -1]
+        found = weight_gradients(x_NCHW.permute(0, 2, 3, 1), g_NHWC, weight)
+        return dx, *(gradient.to(weight.dtype) for gradient in found)
 
 
-def _correlated(x_NCHW: Tensor, taps_CT: Tensor, bias: Tensor | None, kernel: int, *, mirrored: bool) -> Tensor:
-    n, channels, side, _ = x_NCHW.shape
-    positions = n * side * side
-    y_NCHW = torch.empty_like(x_NCHW)
-    _correlate[triton.cdiv(positions, _POSITIONS), triton.cdiv(channels, _CHANNELS)](
-        x_NCHW, taps_CT, taps_CT if bias is None else bias, y_NCHW, positions, channels, taps_CT.stride(0), taps_CT.stride(1),
-        side, kernel, mirrored, bias is not None, x_NCHW.dtype == torch.float64, _POSITIONS, _CHANNELS,
+def taps_of(weight: Tensor, side: int) -> Tensor:
+    """The weight's taps ``[k^2, C]``; where they are read often, neighbouring channels side by side, as in a map."""
+    taps_TC = weight.flatten(1).t()
+    return taps_TC.contiguous() if side >= _SIDE_OF_MANY_TAPS else taps_TC
+
+
+def convolved(x_NHWC: Tensor, taps_TC: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """The convolution of x in ``dtype``, to which x, taps ``[k^2, C]`` and bias are rounded as they are read."""
+    return _convolved(x_NHWC, taps_TC, bias, None, dtype, dtype, mirrored=False)
+
+
+def gradient_of_map(g_NHWC: Tensor, taps_TC: Tensor, added: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The gradient of the convolution's map from that of what it gave, plus ``added``, in ``dtype``."""
+    return _convolved(g_NHWC, taps_TC, None, added, dtype, g_NHWC.dtype, mirrored=True)
+
+
+def _convolved(
+    x: Tensor,
+    taps_TC: Tensor,
+    bias: Tensor | None,
+    added: Tensor | None,
+    dtype: torch.dtype,
+    rounded: torch.dtype,
+    *,
+    mirrored: bool,
+) -> Tensor:
+    n, side, _, channels = x.shape
+    rows = side if side <= _WHOLE else _ROWS if side % _ROWS == 0 else 1
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    like = x if x.dtype == rounded else torch.empty(0, dtype=rounded, device=x.device)  # a pointer to the type
+    _convolve[n * (side // rows), triton.cdiv(channels, _CHANNELS)](
+        x, taps_TC, y if bias is None else bias, y if added is None else added, y, like, channels, *taps_TC.stride(),
+        side, round(len(taps_TC) ** 0.5), rows, mirrored, bias is not None, added is not None, x.dtype == torch.float64, _CHANNELS,
+        num_warps=1,
     )  # fmt: skip
-    return y_NCHW
+    return y
 
 
-def _weight_gradients(x_NCHW: Tensor, gradient_NCHW: Tensor, kernel: int) -> Tensor:
-    """``[k, 8, C]``: rows and columns of taps. In the middle row's last column, which no tap has, the gradient of the bias."""
-    n, channels, side, _ = x_NCHW.shape
-    positions = n * side * side
-    blocks = triton.cdiv(channels, _CHANNELS)
-    tiles_of_share = triton.cdiv(triton.cdiv(positions, _POSITIONS_OF_SHARE), max(1, _PROGRAMS // (kernel * blocks)))
-    share = tiles_of_share * _POSITIONS_OF_SHARE
-    wide = torch.promote_types(x_NCHW.dtype, torch.float32)
-    shares = torch.empty(triton.cdiv(positions, share), kernel, _COLUMNS, channels, dtype=wide, device=x_NCHW.device)
-    _weight_gradient[kernel, blocks, len(shares)](
-        x_NCHW, gradient_NCHW, shares, positions, channels, share,
-        side, kernel, wide == torch.float64, _COLUMNS, _POSITIONS_OF_SHARE, _CHANNELS,
-    )  # fmt: skip
-    return shares.sum(0) if len(shares) > 1 else shares[0]
+def weight_gradients(x_NHWC: Tensor, g_NHWC: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the weight ``[C, 1, k, k]``, laid out as it is, and of the bias ``[C]``, in fp32 at least.
+
+    x may be wider than the gradient ``g_NHWC``: it is rounded to its precision as it is read.
+    """
+    n, side, _, channels = x_NHWC.shape
+    kernel = weight.shape[-1]
+    blocks = triton.cdiv(channels, _CHANNELS_OF_SHARE)
+    each = triton.cdiv(n * side, max(1, _SHARES // blocks))
+    wide = torch.promote_types(x_NHWC.dtype, torch.float32)
+    count = triton.cdiv(n * side, each)
+    shares = torch.empty(count, kernel**2 + 1, channels, dtype=wide, device=x_NHWC.device)
+    _weight_gradient[blocks, count](
+        x_NHWC, g_NHWC, shares, n * side, channels, each, side, kernel, wide == torch.float64, _CHANNELS_OF_SHARE, num_warps=1
+    )
+    of_weight = torch.empty_like(weight, dtype=wide)
+    of_bias = torch.empty(channels, dtype=wide, device=x_NHWC.device)
+    at_a_time = min(_SUMMED, max(32, triton.next_power_of_2(count)))
+    _sum_shares[blocks, kernel**2 + 1](shares, of_weight, of_bias, count, channels, kernel**2, at_a_time, _CHANNELS_OF_SHARE)
+    return of_weight, of_bias
 
 
 # ---- kernels -----------------------------------------------------------------------------------------------------------
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _correlate(  # type: ignore[no-untyped-def]
-    x, taps, bias, y, positions, channels, next_channel, next_tap,
-    SIDE: tl.constexpr, KERNEL: tl.constexpr, MIRRORED: tl.constexpr, BIAS: tl.constexpr,
-    DOUBLE: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
+def _convolve(  # type: ignore[no-untyped-def]
+    x, taps, bias, added, y, rounded, channels, next_tap, next_channel,
+    SIDE: tl.constexpr, KERNEL: tl.constexpr, ROWS: tl.constexpr, MIRRORED: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr,
+    DOUBLE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    position = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    row, column = position // SIDE % SIDE, position % SIDE
+    REACH: tl.constexpr = KERNEL // 2
+    strips = SIDE // ROWS
+    image, top = tl.program_id(0) // strips, tl.program_id(0) % strips * ROWS
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     known = channel < channels
-    present = (position < positions)[:, None] & known[None, :]
-    place = position[:, None] * channels + channel[None, :]
-    total = tl.zeros([POSITIONS, CHANNELS], WIDE)
-    REACH: tl.constexpr = min(KERNEL // 2, SIDE - 1)  # taps beyond it never meet the map
-    for down in range(-REACH, REACH + 1):
-        for right in tl.static_range(-REACH, REACH + 1):
-            tap = (down + KERNEL // 2) * KERNEL + right + KERNEL // 2
-            if MIRRORED:
-                tap = KERNEL * KERNEL - 1 - tap
-            inside = (row + down >= 0) & (row + down < SIDE) & (column + right >= 0) & (column + right < SIDE)
-            value = tl.load(x + place + (down * SIDE + right) * channels, mask=present & inside[:, None], other=0.0)
-            factor = tl.load(taps + tap * next_tap + channel * next_channel, mask=known, other=0.0)
-            total += value.to(WIDE) * factor.to(value.dtype).to(WIDE)[None, :]
-    if BIAS:
-        offset = tl.load(bias + channel, mask=known, other=0.0)
-        total += offset.to(x.dtype.element_ty).to(WIDE)[None, :]
-    tl.store(y + place, total.to(y.dtype.element_ty), mask=present)
+    totals = (tl.zeros([BLOCK], WIDE),) * (ROWS * SIDE)
+    first, last = max(top - REACH, 0), min(top + ROWS - 1 + REACH, SIDE - 1)
+    for row in range(first, last + 1):
+        line = x + (image * SIDE + row) * SIDE * channels + channel
+        values = ()
+        for column in tl.static_range(SIDE):
+            value = tl.load(line + column * channels, mask=known, other=0.0).to(rounded.dtype.element_ty)
+            values = values + (value.to(WIDE),)  # type: ignore[assignment]
+        for out in tl.static_range(ROWS):
+            down = row - top - out + REACH
+            meets = known & (down >= 0) & (down < KERNEL)
+            for right in tl.static_range(KERNEL):
+                if right - REACH < SIDE and REACH - right < SIDE:
+                    tap = down * KERNEL + right
+                    if MIRRORED:
+                        tap = KERNEL * KERNEL - 1 - tap
+                    factor = tl.load(taps + tap * next_tap + channel * next_channel, mask=meets, other=0.0)
+                    factor = factor.to(rounded.dtype.element_ty).to(WIDE)
+                    for column in tl.static_range(SIDE):
+                        if column + right - REACH >= 0 and column + right - REACH < SIDE:
+                            total = totals[out * SIDE + column] + values[column + right - REACH] * factor
+                            totals = totals[: out * SIDE + column] + (total,) + totals[out * SIDE + column + 1 :]
+    offset = tl.load(bias + channel, mask=known, other=0.0).to(rounded.dtype.element_ty).to(WIDE) if BIAS else 0.0
+    for out in tl.static_range(ROWS):
+        for column in tl.static_range(SIDE):
+            place = ((image * SIDE + top + out) * SIDE + column) * channels + channel
+            total = totals[out * SIDE + column] + offset
+            if ADD:
+                total += tl.load(added + place, mask=known, other=0.0).to(WIDE)
+            tl.store(y + place, total.to(y.dtype.element_ty), mask=known)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _weight_gradient(  # type: ignore[no-untyped-def]
-    x, gradient, shares, positions, channels, share,
-    SIDE: tl.constexpr, KERNEL: tl.constexpr, DOUBLE: tl.constexpr, COLUMNS: tl.constexpr,
-    POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
+    x, g, shares, lines, channels, each,
+    SIDE: tl.constexpr, KERNEL: tl.constexpr, DOUBLE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     WIDE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    down = tl.program_id(0) - KERNEL // 2
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    right = tl.arange(0, COLUMNS) - KERNEL // 2
-    known = (channel < channels)[None, :]
-    total = tl.zeros([POSITIONS, COLUMNS, CHANNELS], WIDE)
-    start = tl.program_id(2) * share
-    for first in range(start, min(start + share, positions), POSITIONS):
-        position = first + tl.arange(0, POSITIONS)
-        row, column = position // SIDE % SIDE + down, (position % SIDE)[:, None] + right[None, :]
-        present = position < positions
-        g = tl.load(gradient + position[:, None] * channels + channel[None, :], mask=present[:, None] & known, other=0.0)
-        inside = (present & (row >= 0) & (row < SIDE))[:, None] & (column >= 0) & (column < SIDE)
-        place = ((position + down * SIDE)[:, None] + right[None, :])[:, :, None] * channels + channel[None, None, :]
-        value = tl.load(x + place, mask=inside[:, :, None] & known[None], other=0.0).to(WIDE)
-        value = tl.where((right == COLUMNS - 1 - KERNEL // 2)[None, :, None], 1.0, value)  # the bias meets every position
-        total += g.to(WIDE)[:, None, :] * value
-    line = (tl.program_id(2) * KERNEL + tl.program_id(0)) * COLUMNS + tl.arange(0, COLUMNS)
-    tl.store(shares + line[:, None] * channels + channel[None, :], tl.sum(total, 0), mask=known)
+    REACH: tl.constexpr = KERNEL // 2
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    known = channel < channels
+    sums = (tl.zeros([BLOCK], WIDE),) * (KERNEL * KERNEL)
+    of_bias = tl.zeros([BLOCK], WIDE)
+    start = tl.program_id(1) * each
+    for line in range(start, min(start + each, lines)):  # all images' rows, one below the other
+        gradients = ()
+        for column in tl.static_range(SIDE):
+            gradient = tl.load(g + (line * SIDE + column) * channels + channel, mask=known, other=0.0).to(WIDE)
+            gradients = gradients + (gradient,)  # type: ignore[assignment]
+            of_bias += gradient
+        for down in tl.static_range(KERNEL):
+            if down - REACH < SIDE and REACH - down < SIDE:
+                row = line % SIDE + down - REACH
+                inside = known & (row >= 0) & (row < SIDE)
+                values = ()
+                for column in tl.static_range(SIDE):
+                    place = ((line + down - REACH) * SIDE + column) * channels + channel
+                    value = tl.load(x + place, mask=inside, other=0.0).to(g.dtype.element_ty)
+                    values = values + (value.to(WIDE),)  # type: ignore[assignment]
+                for right in tl.static_range(KERNEL):
+                    total = sums[down * KERNEL + right]
+                    for column in tl.static_range(SIDE):
+                        if column + right - REACH >= 0 and column + right - REACH < SIDE:
+                            total += gradients[column] * values[column + right - REACH]
+                    sums = sums[: down * KERNEL + right] + (total,) + sums[down * KERNEL + right + 1 :]
+    share = shares + tl.program_id(1) * (KERNEL * KERNEL + 1) * channels + channel
+    for tap in tl.static_range(KERNEL * KERNEL):
+        tl.store(share + tap * channels, sums[tap], mask=known)
+    tl.store(share + KERNEL * KERNEL * channels, of_bias, mask=known)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sum_shares(  # type: ignore[no-untyped-def]
+    shares, of_weight, of_bias, count, channels, TAPS: tl.constexpr, SHARES: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tap = tl.program_id(1)  # the last is the bias
+    known = channel < channels
+    total = tl.zeros([SHARES, BLOCK], shares.dtype.element_ty)
+    for first in range(0, count, SHARES):
+        share = first + tl.arange(0, SHARES)
+        place = (share[:, None] * (TAPS + 1) + tap) * channels + channel[None, :]
+        total += tl.load(shares + place, mask=(share < count)[:, None] & known[None, :], other=0.0)
+    if tap < TAPS:
+        tl.store(of_weight + channel * TAPS + tap, tl.sum(total, 0), mask=known)
+    else:
+        tl.store(of_bias + channel, tl.sum(total, 0), mask=known)

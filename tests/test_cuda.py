@@ -27,7 +27,7 @@ from bench.engine.graphs import WARM_UP
 from bench.engine.optimizer import adamw
 from bench.engine.step import TrainingStep
 from bench.engine.train import build_network, put_on_device, train
-from bench.experiment import Model, Recipe, Run, canonical_json
+from bench.experiment import Model, Precision, Recipe, Run, canonical_json
 from bench.measure import loops, roofline, sharing
 from bench.measure.energy import EnergyCounter
 from bench.measure.profiling import profile_network
@@ -37,8 +37,10 @@ from bench.profiles import smoke
 from bench.report.measurements import read_report
 from models import Attention
 from models.attention import Gated
+from models.beside import gradients_beside
 from models.depthwise import Method
 from models.patches import compute_patches_by
+from models.stochastic_depth import give_factors, rates
 from tests.conftest import Recorder
 from tests.test_depthwise import outputs_and_gradients, reference, use_methods
 from tests.test_grid import chosen
@@ -47,6 +49,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch see
 CUDA = torch.device("cuda", 0)
 GRAPH = Execution(cuda_graph=True)
 TRITON: dict[int, Method] = dict.fromkeys((1, 2, 4, 8, 16), "triton")
+FUSED = replace(GRAPH, blocks="fused")
 EVERYTHING = replace(GRAPH, depthwise=TRITON, patches="matrix", compiled=True)
 
 
@@ -70,11 +73,15 @@ def trained(run: Run, folder: Path, execution: Execution, observer: Recorder | N
     return results
 
 
-def test_a_graph_is_the_steps_it_recorded(tmp_path: Path) -> None:
-    """With a switch of regime, so with two graphs; epochs are longer than the steps before a capture."""
+@pytest.mark.parametrize("mode", [GRAPH, FUSED])
+def test_a_graph_is_the_steps_it_recorded(mode: Execution, tmp_path: Path) -> None:
+    """With a switch of regime, so with two graphs; epochs are longer than the steps before a capture.
+
+    In a graph of fused blocks gradients are computed, and parameters updated, beside the backward pass.
+    """
     run = small("cifar100/A_dual")
-    eager, graphed = (trained(run, tmp_path / name, mode) for name, mode in {"eager": Execution(), "graph": GRAPH}.items())
-    assert canonical_json(graphed) == canonical_json(eager)
+    eager = trained(run, tmp_path / "eager", replace(mode, cuda_graph=False))
+    assert canonical_json(trained(run, tmp_path / "graph", mode)) == canonical_json(eager)
 
 
 class Overflowing(Recorder):
@@ -89,7 +96,8 @@ class Overflowing(Recorder):
         self.factor.fill_(float("inf"))
 
 
-def test_in_a_graph_too_nothing_after_a_bad_loss_touches_the_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [GRAPH, FUSED])
+def test_in_a_graph_too_nothing_after_a_bad_loss_touches_the_weights(mode: Execution, tmp_path: Path) -> None:
     run, observer = small("cifar100/baseline"), Overflowing()
     dataset = data.load(run.experiment.dataset)
     network = build_network(run, len(dataset.classes), None, CUDA)
@@ -100,7 +108,7 @@ def test_in_a_graph_too_nothing_after_a_bad_loss_touches_the_weights(tmp_path: P
         network=network,
         checkpoint=CheckpointFolder(tmp_path),
         observer=observer,
-        execution=GRAPH,
+        execution=mode,
     )
     assert results["status"] == "diverged" and observer.epochs == [1]
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
@@ -127,7 +135,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(stop_at: tuple[int, int], tmp
     assert canonical_json(trained(run, tmp_path / "stopped", GRAPH)) == canonical_json(straight)
 
 
-@pytest.mark.parametrize("execution", [Execution(), GRAPH, EVERYTHING, replace(GRAPH, depthwise={1: "pairs", 4: "matrix"})])
+@pytest.mark.parametrize("execution", [Execution(), GRAPH, FUSED, EVERYTHING, replace(GRAPH, depthwise={1: "pairs", 4: "matrix"})])
 def test_no_step_waits_for_the_device(execution: Execution) -> None:
     images, labels = loops.random_images(100, 10)
     split = DeviceSplit(images, labels, padding=4, mean=(0.5,), std=(0.5,), device=CUDA)
@@ -172,6 +180,68 @@ def test_patch_methods_agree(patch: int, side: int) -> None:
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    "name", ["cifar100/A_dual", "cifar100/stem_dual", "cifar100/scratch_vit_tiny", "cifar100/scratch_mixer_tiny"]
+)
+def test_fused_blocks_give_the_same_bytes_again(name: str, tmp_path: Path) -> None:
+    run = small(name)
+    assert canonical_json(trained(run, tmp_path / "a", FUSED)) == canonical_json(trained(run, tmp_path / "b", FUSED))
+
+
+def passes(network: nn.Module, images: torch.Tensor, precision: Precision, *, beside: bool = False) -> list[torch.Tensor]:
+    """Logits, and the gradients of all parameters."""
+    give_factors(network, torch.linspace(0, 1.5, len(rates(network)) * len(images), device=CUDA).view(-1, len(images)))
+    with Execution().precision(CUDA, precision):
+        logits = network(images)
+    upstream = torch.linspace(-1, 1, logits.numel(), device=CUDA, dtype=logits.dtype).view_as(logits)
+    with gradients_beside(CUDA, on=beside):
+        logits.backward(upstream)
+    torch.cuda.synchronize(CUDA)
+    return [logits.detach(), *(parameter.grad for parameter in network.parameters() if parameter.grad is not None)]
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar100/A_dual", "cifar100/stem_dual", "cifar100/scratch_vit_tiny", "cifar100/scratch_mixer_tiny"]
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fused_blocks_are_as_exact_as_their_layers(name: str, precision: Precision) -> None:
+    """Against float64: about as far away as the layers are."""
+    layers = loops.build(find(name), 10, CUDA, Execution()).train()
+    for parameter in layers.parameters():
+        if parameter.ndim == 0 or parameter.shape[1:] == (1, 1):  # gates and layer scales, which are near zero at the start
+            parameter.data.fill_(0.5)
+    fused, exact = copy.deepcopy(layers), copy.deepcopy(layers).double()
+    FUSED.use_in(fused)
+    images = torch.randn(20, 3, 32, 32, device=CUDA).to(memory_format=torch.channels_last)
+    true = passes(exact, images.double(), "fp32")
+    one, other = passes(fused, images, precision), passes(layers, images, precision)
+    assert len(one) == len(other) == len(true)
+    for mine, theirs, right in zip(one, other, true, strict=True):
+        off, accepted = (((found.double() - right).norm() / (right.norm() + 1e-2)).item() for found in (mine, theirs))
+        assert off < max(2 * accepted, 2e-5), tuple(right.shape)
+
+
+def test_gradients_beside_the_backward_pass_are_the_same() -> None:
+    network = loops.build(find("cifar100/A_dual"), 10, CUDA, FUSED).train()
+    images = torch.randn(20, 3, 32, 32, device=CUDA).to(memory_format=torch.channels_last)
+    straight = [gradient.clone() for gradient in passes(network, images, "bf16")]
+    network.zero_grad(set_to_none=True)
+    for mine, theirs in zip(passes(network, images, "bf16", beside=True), straight, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_batch_in_one_kernel_is_the_same(channels: int) -> None:
+    images, labels = loops.random_images(30, 10)
+    split = DeviceSplit(images[..., :channels], labels, padding=4, mean=(0.5,), std=(0.25,), device=CUDA)
+    plan = split.located(draw_epoch(30, seed=0, epoch=1, padding=4, flip=True, blocks=0, device=CUDA)).view(3, 10, -1)
+    for step in range(3):
+        found, its_labels = split.batch(plan, torch.tensor([step], device=CUDA))
+        expected, labels_there = split.augmented(plan[step])
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        assert found.stride() == expected.stride() and torch.equal(its_labels, labels_there)
+
+
 def test_the_choice_is_measured_here(tmp_path: Path) -> None:
     network = networks.build(Model(), classes=10, seed=0)
     execution = choose(network, "bf16", CUDA, Choices(kept=tmp_path / "measured.json"), steps=10)
@@ -189,6 +259,7 @@ def test_every_mode_gives_the_references_losses(tmp_path: Path) -> None:
         "patches": replace(GRAPH, patches="matrix"),
         "compiled": replace(GRAPH, compiled=True),
         "all": EVERYTHING,
+        "fused": FUSED,
     }
     for name, mode in modes.items():
         found = [entry["train"]["loss"] for entry in trained(run, tmp_path / name, mode)["epochs"]]

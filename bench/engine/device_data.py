@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.environment import seed_for
+from models import depthwise
 
 SIDE = 32  # pixels; every network of the study takes 32x32
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -80,6 +81,7 @@ class DeviceSplit:
             (-torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)).float().expand(3).to(device)
         )
         self._offsets = torch.arange(SIDE, device=device)
+        self._in_one_kernel = device.type == "cuda" and depthwise.triton_works()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,6 +106,18 @@ class DeviceSplit:
         rows_BH, columns_BW, labels_B = located[:, :SIDE], located[:, SIDE:-1], located[:, -1]
         images_BHWC = self.images.flatten(0, 1)[rows_BH[:, :, None], columns_BW[:, None, :]]
         return self._normalise(images_BHWC), labels_B
+
+    def batch(self, plan: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """What :meth:`augmented` gives for one step's row of a plan ``[S, B, H + W + 1]``; on a GPU in one kernel.
+
+        Args:
+            step: ``[1]``, on the device.
+        """
+        if self._in_one_kernel:
+            from bench.engine import augment_triton  # here: Triton is not on every system
+
+            return augment_triton.batch(self.images, plan, step, self.scale, self.shift, SIDE)
+        return self.augmented(plan.index_select(0, step).squeeze(0))
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, in order, not augmented, as :meth:`augmented` gives them; the last batch may be smaller."""

@@ -4,12 +4,13 @@ Results are the same bit for bit within one mode only, so a run keeps the mode i
 names it, and what a choice was measured on is kept beside the ledger, so that the next run on this device makes the same choice.
 """
 
+import copy
 import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,17 +19,18 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from bench import environment
+from bench import environment, memory
 from bench.engine.graphs import captured
 from bench.errors import UserError
 from bench.experiment import Precision, canonical_json
 from bench.leases import available_locks
 from bench.ledger import write_atomically
 from models.attention import AttentionLayer, AttentionMethod, ScaledDotProduct, attention_layers, compute_attention_by
-from models.depthwise import Method, depthwise_maps, methods_for, use_methods
+from models.depthwise import Method, depthwise_maps, methods_for, triton_works, use_methods
 from models.patches import PatchLayer, PatchMethod, compute_patches_by, patch_layers
 
 Switch = Literal["auto", "on", "off"]
+Blocks = Literal["layers", "fused"]
 
 # A method replaces the one before it only where it takes less than the inverse of this of its time: noise must not choose.
 FASTER_BY = {"cpu": 1.2, "cuda": 1.05}
@@ -37,6 +39,7 @@ ENOUGH = 0.4  # seconds of them, after which a slow method (bf16 without units t
 REPLAYED = 20  # of a graph in one measurement
 BATCH = 128  # images of a measurement: the recipes' batch
 METHODS = 4  # counts the changes to what a method takes: what was measured before the last one is measured again
+IMAGE_SIDE = 32
 IMAGE_CHANNELS = 3  # what has no more of them is an image, which needs no gradient
 
 
@@ -50,6 +53,7 @@ class Execution:
     bf16: Literal["units", "fp32"] = "units"  # what a recipe's bf16 is computed in: the processor's own arithmetic, or fp32
     compiled: bool = False
     cuda_graph: bool = False
+    blocks: Blocks = "layers"  # or "fused": in few kernels, whatever the methods of their layers are
 
     def precision(self, device: torch.device, precision: Precision) -> AbstractContextManager[None]:
         """Within it, a forward pass computes in the recipe's precision, or in fp32 for a bf16 that is no faster here."""
@@ -58,6 +62,9 @@ class Execution:
 
     def use_in(self, network: nn.Module) -> None:
         """Let a network's layers compute in the mode, in place; it lies on the device where it will compute."""
+        if self.blocks == "fused":
+            _fuse(network)
+            return
         use_methods(network, self.depthwise)
         compute_patches_by(network, self.patches)
         compute_attention_by(network, self.attention)
@@ -65,7 +72,17 @@ class Execution:
     def described(self) -> dict[str, Any]:
         """The mode in a record's words."""
         methods = ", ".join(f"{side}x{side} {method}" for side, method in sorted(self.depthwise.items()))
-        return asdict(self) | {"depthwise": methods or "convolution"}
+        words = asdict(self) | {"depthwise": methods or "convolution"}
+        if self.blocks == "fused":
+            return words | {"depthwise": "fused", "patches": "fused", "attention": "fused"}
+        del words["blocks"]  # as in records from before there was a choice
+        return words
+
+
+def _fuse(network: nn.Module) -> None:
+    from models.fused import fuse  # here: Triton is not on every system
+
+    fuse(network)
 
 
 @dataclass(frozen=True)
@@ -110,15 +127,18 @@ def choose(network: nn.Module, precision: Precision, device: torch.device, choic
         for side, width in sorted(depthwise_maps(network)):
             if (method := measured.depthwise(side, width, arithmetic)) != "convolution":
                 methods[side] = method
-    pays_from = COMPILE_FROM_STEPS[device.type]
-    return Execution(
+    execution = Execution(
         depthwise=methods,
         patches=patches,
         attention=attention,
         bf16=bf16,
-        compiled=choices.compile == "on" or (choices.compile == "auto" and pays_from is not None and steps >= pays_from),
         cuda_graph=device.type == "cuda" and choices.cuda_graph != "off",
     )
+    if choices.depthwise == "auto" and choices.compile != "on" and measured.blocks(network, execution, precision) == "fused":
+        return replace(execution, blocks="fused")
+    pays_from = COMPILE_FROM_STEPS[device.type]
+    pays = pays_from is not None and steps >= pays_from
+    return replace(execution, compiled=choices.compile == "on" or (choices.compile == "auto" and pays))
 
 
 class Measurements:
@@ -234,6 +254,35 @@ class Measurements:
             mixing = ScaledDotProduct()
             mixing.method = method
             ways[method] = self._passes(partial(mixed, mixing), precision)
+        return self._in_turns(ways)
+
+    def blocks(self, network: nn.Module, layers: Execution, precision: Precision) -> Blocks:
+        """How to compute the blocks of ``network``, by both passes through all of it; on a CPU, layer by layer.
+
+        Args:
+            layers: the mode to compute the layers in.
+        """
+        if self._device.type != "cuda" or not triton_works():
+            return "layers"
+        sides = " ".join(f"{side}x{side}" for side, _ in sorted(depthwise_maps(network)))
+        numbers = sum(parameter.numel() for parameter in network.parameters())
+        key = f"blocks of {type(network).__name__} {sides}, {numbers:,} parameters {precision}"
+        try:
+            seconds = self._once(key, ("layers", "fused"), partial(self._of_blocks, network, layers, precision))
+        except Exception as error:
+            if isinstance(error, UserError) or memory.ran_out(error):
+                raise
+            return "layers"  # a GPU that the kernels are too large for, say
+        return "fused" if seconds["fused"] * FASTER_BY["cuda"] < seconds["layers"] else "layers"
+
+    def _of_blocks(self, network: nn.Module, layers: Execution, precision: Precision) -> dict[str, float]:
+        images = torch.randn(BATCH, IMAGE_CHANNELS, IMAGE_SIDE, IMAGE_SIDE, device=self._device)
+        images = images.to(memory_format=torch.channels_last)
+        ways: dict[str, Callable[[], None]] = {}
+        for mode in (replace(layers, blocks="fused"), layers):
+            own = copy.deepcopy(network).to(device=self._device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            mode.use_in(own)
+            ways[mode.blocks] = self._passes(partial(own, images), precision)
         return self._in_turns(ways)
 
     def _once(self, key: str, ways: Collection[str], measure: Callable[[], dict[str, float]]) -> dict[str, float]:

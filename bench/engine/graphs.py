@@ -1,5 +1,6 @@
 """Many kernels recorded once, to be launched as one."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,6 +40,12 @@ def aside(work: Callable[[], None], device: torch.device, *, times: int = 1, str
 def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     """Record what the work launches, without doing it."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=_trunk(torch.cuda.current_device())):
         work()
     return graph
+
+
+@functools.cache
+def _trunk(device: int) -> torch.cuda.Stream:
+    """What is captured on it goes before what branches off, where both want the GPU: each kernel waits for the one before."""
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]

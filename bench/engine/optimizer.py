@@ -5,12 +5,14 @@ Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019, https
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.engine.regime import ADDED
 from bench.experiment import Recipe
+from models.beside import gradients_beside
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -45,6 +47,27 @@ def adamw(network: nn.Module, recipe: Recipe, part_of: Callable[[str], str]) -> 
         fused=True,
         capturable=next(network.parameters()).is_cuda,  # its step count lives on the device, as a captured graph needs
     )
+
+
+PARTS = 8  # of the numbers that train, about: a backward pass has at most so many updates beside it
+
+
+def updates_beside(optimizer: torch.optim.Optimizer, device: torch.device, *, on: bool) -> AbstractContextManager[None]:
+    """Within it, gradients are computed beside a backward pass, and parameters updated as soon as a part of them have theirs.
+
+    A step of the optimizer for the rest must follow.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
+
+    def update() -> list[Tensor | None]:
+        gradients = [parameter.grad for parameter in parameters]
+        optimizer.step()
+        for parameter in parameters:
+            parameter.grad = None
+        return gradients
+
+    numbers = sum(parameter.numel() for parameter in parameters)
+    return gradients_beside(device, on=on, update=update, after=numbers // PARTS)
 
 
 def cosine_with_warmup(step: int, *, steps: int, warmup_steps: int) -> float:

@@ -7,6 +7,7 @@ that could be known before. So every step is the same sequence of kernels, which
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,9 @@ from bench.engine import graphs, ranks
 from bench.engine.compiling import compile_blocks
 from bench.engine.device_data import DeviceSplit, Draws
 from bench.engine.execution import Execution
+from bench.engine.optimizer import updates_beside
 from bench.experiment import Recipe
+from models.beside import beside
 from models.stochastic_depth import give_factors, rates
 
 
@@ -141,16 +144,22 @@ class TrainingStep:
     def _compute(self) -> None:
         assert self._plan is not None, "begin_epoch comes first"
         self._optimizer.zero_grad(set_to_none=True)  # first, so that activations have the gradients' memory
-        images, labels = self._split.augmented(self._plan.images.index_select(0, self._step).squeeze(0))
+        images, labels = self._split.batch(self._plan.images, self._step)
         torch.index_select(self._plan.depth, 0, self._step, out=self._depth)
-        torch.index_select(self._plan.learning_rates, 0, self._step, out=self._learning_rates)
         with self._execution.precision(self._device, self._recipe.precision):
             logits: Tensor = self._network(images)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing)
-        bad = loss.detach() * 0 != 0  # infinite or not a number: fewer kernels than torch.isfinite has
-        torch.logical_or(self._not_finite, ranks.total(bad.float()), out=self._not_finite)  # 1 exactly, as the optimizer expects
-        loss.backward()  # type: ignore[no-untyped-call]
+        with updates_beside(self._optimizer, self._device, on=self._captures):
+            beside(partial(self._note, logits.detach(), labels, loss.detach()), (logits, labels, loss))
+            loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        self._loss_sum += ranks.mean(loss.detach())
-        self._correct += ranks.total((logits.detach().argmax(1) == labels).sum())
         self._step += 1
+
+    def _note(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """What the update needs, and what the epoch's end reads."""
+        assert self._plan is not None
+        torch.index_select(self._plan.learning_rates, 0, self._step, out=self._learning_rates)
+        bad = loss * 0 != 0  # infinite or not a number: fewer kernels than torch.isfinite has
+        torch.logical_or(self._not_finite, ranks.total(bad.float()), out=self._not_finite)  # 1 exactly, as the optimizer expects
+        self._loss_sum += ranks.mean(loss)
+        self._correct += ranks.total((logits.argmax(1) == labels).sum())

@@ -21,8 +21,9 @@ from bench.measure.timing import Spread, has_room, interleaved, memory_left, rat
 OURS, BARE = "ours", "bare step"
 CONVENTIONAL, CONVENTIONAL_BEST = "conventional, fp32", "conventional, best flags"
 EAGER = "eager on device-resident tensors, best flags"
-NOT_COMPILED = "ours, not compiled"
-# The next eight are not compiled, and stand beside "ours, not compiled" where "ours" is: compiling takes half a minute each time.
+NOT_COMPILED, NOT_FUSED_BLOCKS = "ours, not compiled", "ours, blocks not fused"
+# The next eight are neither compiled nor have fused blocks. They stand beside one of these two where "ours" is: compiling takes
+# half a minute each time, and fused blocks leave no layer to compute otherwise.
 NOT_DETERMINISTIC, REFERENCE_DEPTHWISE = "ours, not deterministic", "ours, reference depthwise"
 REFERENCE_PATCHES = "ours, reference patch convolutions"
 DEFAULT_LAYOUT, NOT_FUSED = "ours, not channels last", "ours, AdamW not fused"
@@ -39,6 +40,7 @@ LOOPS = (
     CONVENTIONAL,
     IN_FP32,
     NOT_COMPILED,
+    NOT_FUSED_BLOCKS,
     NOT_DETERMINISTIC,
     REFERENCE_DEPTHWISE,
     REFERENCE_PATCHES,
@@ -59,8 +61,9 @@ RATIOS = (
     (OURS, EAGER),
     (OURS, NO_GRAPH),
     (OURS, NOT_COMPILED),
+    (OURS, NOT_FUSED_BLOCKS),
     (COMPILED, OURS),
-    *((ours, other) for ours in (OURS, NOT_COMPILED) for other in PLAIN),
+    *((ours, other) for ours in (OURS, NOT_COMPILED, NOT_FUSED_BLOCKS) for other in PLAIN),
 )
 
 Report = dict[str, Any]
@@ -90,6 +93,7 @@ class Comparison:
         """
         batch_size = experiment.recipe.batch_size
         execution = loops.execution_of(experiment, self._device, self._choices)
+        whole = execution.compiled or execution.blocks == "fused"
         flags = self._best_flags(experiment, units=execution.bf16 == "units")
         contenders: dict[str, loops.Steps] = {}
         most = 0  # bytes of one
@@ -124,7 +128,7 @@ class Comparison:
                 f"{one} / {other}": ratio(speeds, one, other).as_json()
                 for one, other in RATIOS
                 if one in speeds and other in speeds
-                if not (execution.compiled and one == OURS and other in PLAIN)
+                if not (whole and one == OURS and other in PLAIN)
             },
         }
 
@@ -157,7 +161,7 @@ class Comparison:
             steps = loops.bare_step(experiment, execution, batch_size=batch_size, classes=loops.CLASSES, device=device)
             return loops.in_mode(steps, on=True)
 
-        plain = replace(execution, compiled=False)
+        plain = replace(execution, compiled=False, blocks="layers")
         variants = {
             OURS: lambda: mine(execution),
             BARE: bare,
@@ -172,6 +176,8 @@ class Comparison:
             variants[MEMORY_RETURNED] = lambda: open_.enter_context(closing(Apart(experiment.name, self._choices)))
         if execution.compiled:
             variants[NOT_COMPILED] = lambda: mine(plain)
+        if execution.blocks == "fused":
+            variants[NOT_FUSED_BLOCKS] = lambda: mine(plain)
         if experiment.recipe.precision == "bf16" and execution.bf16 == "units":
             in_fp32 = replace(experiment, recipe=replace(experiment.recipe, precision="fp32"))
             variants[IN_FP32] = lambda: mine(
@@ -186,7 +192,7 @@ class Comparison:
         if execution.cuda_graph:
             variants[NO_GRAPH] = lambda: mine(replace(execution, cuda_graph=False))
         if device.type == "cuda" and not execution.compiled and self._choices.compile != "off":
-            variants[COMPILED] = lambda: mine(replace(execution, compiled=True))
+            variants[COMPILED] = lambda: mine(replace(plain, compiled=True))
         return variants
 
     def _best_flags(self, experiment: Experiment, *, units: bool) -> loops.Flags:

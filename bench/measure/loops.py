@@ -22,7 +22,7 @@ from bench.engine.compiling import compile_blocks
 from bench.engine.device_data import DeviceSplit, draw_epoch
 from bench.engine.execution import Choices, Execution, choose
 from bench.engine.graphs import captured
-from bench.engine.optimizer import adamw
+from bench.engine.optimizer import adamw, updates_beside
 from bench.engine.regime import EVERYTHING, release
 from bench.engine.step import TrainingStep
 from bench.environment import seed_for
@@ -278,7 +278,9 @@ def bare_step(experiment: Experiment, execution: Execution, *, batch_size: int, 
         optimizer.zero_grad(set_to_none=True)
         with execution.precision(device, experiment.recipe.precision):
             logits = network(images)
-        functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
+        loss = functional.cross_entropy(logits.float(), labels)
+        with updates_beside(optimizer, device, on=execution.cuda_graph):
+            loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     if not execution.cuda_graph:

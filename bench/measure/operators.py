@@ -52,6 +52,11 @@ _OPERATORS = {
         """,
 }  # in the spelling of :func:`_stem`
 _KIND_OF = {operator: kind for kind, operators in _OPERATORS.items() for operator in operators.split()}
+OURS = {  # our own kernels, by name
+    "_convolve": DEPTHWISE, "_weight_gradient": DEPTHWISE, "_sum_shares": DEPTHWISE, "_mixed_norm": DEPTHWISE, "_norm": NORM,
+    "_norm_backward": NORM, "_scaled_sum": ELEMENTWISE, "_scaled_sum_backward": ELEMENTWISE, "_column_sums": ELEMENTWISE,
+    "_product": MATRIX, "_attention": ATTENTION, "_attention_backward": ATTENTION, "_batch": COPY,
+}  # fmt: skip
 _COMPILED = ("triton_", "cpp_fused", "Torch-Compiled Region", "CompiledFunction", "## Call CompiledFxGraph", "inductor::")
 
 

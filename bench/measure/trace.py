@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from bench.measure.operators import ATTENTION, COMPILED, COPY, DEPTHWISE, IDLE, KINDS, OPTIMIZER, OTHER, kind_of, kind_within
+from bench.measure.operators import ATTENTION, COMPILED, COPY, DEPTHWISE, IDLE, KINDS, OPTIMIZER, OTHER, OURS, kind_of, kind_within
 
 Event = dict[str, Any]
 
@@ -203,6 +203,8 @@ def on_device(events: Sequence[Event]) -> Breakdown:
 
 
 def _kind_of_kernel(kernel: Event, launcher: HostEvent | None) -> str:
+    if kind := OURS.get(kernel["name"]):
+        return kind
     if launcher and launcher.kind != IDLE:
         return launcher.kind
     return OTHER if kernel["cat"] == "kernel" else COPY

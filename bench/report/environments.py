@@ -21,10 +21,11 @@ MARKED = (
     "*Machines*."
 )
 
-REFERENCE = Execution().described()  # the mode of records from before a choice was there
+REFERENCE = {"blocks": "layers"} | Execution().described()  # the mode of records from before a choice was there
 SWITCHES = ("bf16", "compiled", "cuda_graph")
 # Methods are chosen for the layers of a network: they can be compared where these parts of the models are the same.
 METHODS = {
+    "blocks": ("family", "stem"),
     "depthwise": ("family", "stem"),
     "patches": ("family", "stem"),
     "attention": ("family", "stem", "attention", "sites"),

@@ -136,7 +136,10 @@ def mode(execution: Report, precision: str, *, depthwise: bool) -> str:
     """How a step was computed, in words; ``depthwise``: whether the network has such convolutions."""
     bf16 = {"units": "bf16", "fp32": "bf16 computed in fp32"}[execution["bf16"]]
     parts = [bf16 if precision == "bf16" else "fp32"]
-    parts += [f"depthwise {execution['depthwise']}"] if depthwise else []
+    if execution.get("blocks") == "fused":
+        parts += ["fused blocks"]
+    elif depthwise:
+        parts += [f"depthwise {execution['depthwise']}"]
     parts += ["patches as matrix products"] if execution.get("patches") == "matrix" else []
     parts += ["attention as matrix products"] if execution.get("attention") == "products" else []
     parts += [word for word, on in (("compiled", execution["compiled"]), ("CUDA graph", execution["cuda_graph"])) if on]

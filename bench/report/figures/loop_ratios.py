@@ -11,6 +11,7 @@ from bench.measure.comparison import (
     CONVENTIONAL_BEST,
     EAGER,
     NOT_COMPILED,
+    NOT_FUSED_BLOCKS,
     OURS,
     REFERENCE_DEPTHWISE,
 )
@@ -32,6 +33,7 @@ SHOWN = {
     f"{OURS} / {CONVENTIONAL}": "conventional, fp32",
     f"{OURS} / {REFERENCE_DEPTHWISE}": "ours with the reference depthwise convolution",
     f"{NOT_COMPILED} / {REFERENCE_DEPTHWISE}": "ours with the reference depthwise convolution, neither compiled",
+    f"{NOT_FUSED_BLOCKS} / {REFERENCE_DEPTHWISE}": "ours with the reference depthwise convolution, blocks fused in neither",
 }
 
 
