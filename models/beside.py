@@ -6,7 +6,7 @@ that have their gradients. In a captured step the streams are branches of its gr
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,15 @@ class _Beside:
             work()
 
     def took(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Once enough parameters have their gradients, update these, beside all the rest."""
+        """Count what has its gradient now."""
         self._numbers += sum(parameter.numel() for parameter in parameters)
+
+    def update_if_due(self) -> None:
+        """Once enough parameters have their gradients, update these, beside all the rest.
+
+        All that reads them must have been queued: the backward pass of their own layer may read them after it has asked for their
+        gradients, but not after another layer does.
+        """
         if self._update is None or self._numbers < self._after:
             return
         self._numbers = 0
@@ -71,10 +78,15 @@ def gradients_beside(
     if not on or device.type != "cuda":
         yield
         return
-    _now = _Beside(device, update, after)
+    now = _now = _Beside(device, update, after)
     try:
         yield
-        _now.join()
+    except BaseException:
+        with suppress(RuntimeError):  # a capture that has failed refuses
+            now.join()
+        raise
+    else:
+        now.join()
     finally:
         _now = None
 
@@ -93,10 +105,12 @@ def gradients_of(
 
     def work() -> None:
         for parameter, gradient in zip(parameters, compute(), strict=True):
+            assert parameter.grad is None, "a parameter takes part once in a pass, and its last gradient is gone"
             if gradient.stride() != parameter.stride():  # optimizers take them side by side
                 gradient = torch.empty_like(parameter).copy_(gradient)
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            parameter.grad = gradient
 
+    _now.update_if_due()
     _now.run(work, operands)
     _now.took(parameters)
     return [None] * len(parameters)

@@ -15,7 +15,7 @@ gradient of zero.
   to the tap q - p. On two CPU cores (AVX-512, fp32, batch 128) the backward pass falls from 14.8 ms to 0.3 on a 1x1 map with 768
   channels, from 2.7 to 0.4 on a 2x2 map with 384, from 4.7 to 1.6 on a 4x4 map with 192, from 9.8 to 6.0 on an 8x8 map with 96.
 - ``matrix``: a product with the h^2 x h^2 matrix M[c, p, q] = w[c, q - p + (k - 1) / 2], gathered from the taps.
-- ``triton``: kernels for CUDA, :mod:`models.depthwise_triton`, for maps of any side.
+- ``triton``: kernels for CUDA, :mod:`models.depthwise_triton`.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,6 +30,7 @@ from models.shapes import calls
 Method = Literal["convolution", "pairs", "matrix", "triton"]
 Computation = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of x, weight, bias and joining taps
 LARGEST_SIDE = 8  # pixels, for products of positions; on larger maps these outnumber the taps' by far
+LARGEST_TRITON_SIDE = 16  # a row of a map lies in registers
 FEW_PAIRS = 2  # up to this side all products at once take less time than the transposes before a matrix product
 
 
@@ -40,7 +41,8 @@ def methods_for(side: int, device: torch.device) -> tuple[Method, ...]:
     """
     if device.type == "cpu":
         return ("convolution", "pairs", "matrix") if side <= LARGEST_SIDE else ("convolution",)
-    return ("convolution", *(("matrix",) if side <= LARGEST_SIDE else ()), *(("triton",) if triton_works() else ()))
+    by_triton = side <= LARGEST_TRITON_SIDE and triton_works()
+    return ("convolution", *(("matrix",) if side <= LARGEST_SIDE else ()), *(("triton",) if by_triton else ()))
 
 
 class DepthwiseConv2d(nn.Conv2d):

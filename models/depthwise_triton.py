@@ -18,7 +18,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LARGEST_SIDE = 16  # pixels: a row of a map lies in registers
 _CHANNELS = 64  # of a program, which is one warp
 _ROWS = 2  # of a program, on maps larger than the next
 _WHOLE = 4

@@ -1,8 +1,9 @@
 """Blocks of ConvNeXt, ViT and Mixer in few kernels, for CUDA: same parameters, same function to rounding, same gradients.
 
-At 32x32 a GPU waits for launches more than for arithmetic. Between the matrix products, which stay the library's, a block's
+At 32x32 a GPU waits for launches more than for arithmetic. Between the matrix products, most of which stay the library's, a block's
 operators are few kernels of :mod:`models.fused_triton`; its backward pass is written out, so that gradients of parameters can be
-computed beside it (:mod:`models.beside`). Weights are rounded to the lower precision together, once in a forward pass.
+computed beside it (:mod:`models.beside`). Weights are rounded to the lower precision together, once in a forward pass. On an H100 a
+step of ConvNeXt-Tiny in bf16, batch 128, takes half the time of the same step layer by layer (both in a graph).
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from models import mixer, vit
 from models.attention import SelfAttention
 from models.beside import gradients_of
 from models.depthwise_triton import gradient_of_map, taps_of, weight_gradients
-from models.patches import _fits
+from models.patches import takes_patches
 
 _ROUNDED_FIRST = 0.06  # of a network's numbers: the first layers'
 
@@ -28,7 +29,8 @@ def fuse(network: nn.Module) -> nn.Module:
     """Let the blocks of ``network`` compute in few kernels, in place; parameters, their names and their values stay.
 
     Args:
-        network: on the device where it will compute, and from then on it stays there.
+        network: on the device where it will compute, and from then on it stays there. It cannot be copied any more, and all
+            parameters of a block train, or none does.
     """
     layers: list[Any] = []
     for module in list(network.modules()):
@@ -37,7 +39,7 @@ def fuse(network: nn.Module) -> nn.Module:
             layers += [module.block[3], module.block[5]]
         elif isinstance(module, LayerNorm2d) and module is not _last_norm(network):
             module.__class__ = _MapNorm
-        elif isinstance(module, nn.Conv2d) and _fits(module):
+        elif isinstance(module, nn.Conv2d) and takes_patches(module):
             module.__class__ = _Patches
             layers.append(module)
         elif isinstance(module, SelfAttention):
@@ -78,7 +80,7 @@ class _Rounding:
         while sum(parameter.numel() for parameter in parameters[:first]) < _ROUNDED_FIRST * sum(p.numel() for p in parameters):
             first += 1
         self._parameters = parameters
-        self._copies = [torch.empty_like(parameter, dtype=torch.bfloat16, requires_grad=False) for parameter in parameters]
+        self._copies = [torch.zeros_like(parameter, dtype=torch.bfloat16, requires_grad=False) for parameter in parameters]
         self._first = first
         self._stream: torch.cuda.Stream | None = None
         self._pending = False
@@ -325,8 +327,10 @@ class _MixedNorm(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.set_materialize_grads(False)
+        assert x.shape[1] == x.shape[2], "the kernels are for square maps"
+        x = x.contiguous()
         taps_TC = taps_of(weight, x.shape[1])
-        y, h = kernels.mixed_norm(x.contiguous(), taps_TC, bias, gain, offset, eps, dtype)
+        y, h = kernels.mixed_norm(x, taps_TC, bias, gain, offset, eps, dtype)
         ctx.save_for_backward(x, y, taps_TC)
         ctx.parameters, ctx.eps = (weight, bias, gain, offset), eps
         return h, x.view_as(x)

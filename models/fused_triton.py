@@ -25,11 +25,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _tile(rows: int, channels: int, elements: int) -> tuple[int, int]:
+def _tile(rows: int, channels: int) -> tuple[int, int]:
     """Rows and channels, as powers of two, of a program at a time: all channels, and fewer rows where there are few."""
     block = triton.next_power_of_2(channels)
     count = 1
-    while 2 * count * block <= elements and rows // (2 * count) >= PROGRAMS:
+    while 2 * count * block <= ELEMENTS and rows // (2 * count) >= PROGRAMS:
         count *= 2
     return count, block
 
@@ -51,7 +51,7 @@ def norm(
     rows = x.numel() // channels
     h = torch.empty(x.shape, dtype=dtype, device=x.device)
     total = x if added is None else torch.empty_like(x)
-    count, block = _tile(rows, channels, ELEMENTS)
+    count, block = _tile(rows, channels)
     _norm[triton.cdiv(rows, count),](
         x, x if added is None else added, weight if added_bias is None else added_bias, weight, bias, total, h, rows, eps,
         channels, added is not None, added_bias is not None, x.dtype == torch.float64, count, block, num_warps=1,
@@ -68,7 +68,7 @@ def norm_backward(
     """
     channels = x.shape[-1]
     rows = x.numel() // channels
-    count, block = _tile(rows, channels, ELEMENTS)
+    count, block = _tile(rows, channels)
     programs, each = _shared_out(rows, count, PROGRAMS)
     gradient = torch.empty(x.shape, dtype=dtype, device=x.device)
     copied = None if copy is None else torch.empty(x.shape, dtype=copy, device=x.device)
@@ -186,7 +186,7 @@ def mixed_norm(
         return y, norm(y, None, None, weight, bias, eps, dtype)[0]
     rows = n * side * side
     y, h = (torch.empty(x_NHWC.shape, dtype=dtype, device=x_NHWC.device) for _ in range(2))
-    count, block = _tile(rows, channels, ELEMENTS)
+    count, block = _tile(rows, channels)
     _mixed_norm[triton.cdiv(rows, count),](
         x_NHWC, taps_TC, tap_bias, weight, bias, y, h, rows, *taps_TC.stride(), eps,
         channels, side, round(len(taps_TC) ** 0.5), x_NHWC.dtype == torch.float64, count, block, num_warps=1,
@@ -233,7 +233,7 @@ def scaled_sum(x: Tensor, branch: Tensor, bias: Tensor, scale: Tensor, factor: T
     channels = x.shape[-1]
     rows = x.numel() // channels
     total = torch.empty(x.shape, dtype=wide(x.dtype), device=x.device)
-    count, block = _tile(rows, channels, ELEMENTS)
+    count, block = _tile(rows, channels)
     _scaled_sum[triton.cdiv(rows, count),](
         x, branch, bias, scale, scale if factor is None else factor, total, rows, rows // len(x),
         channels, factor is not None, x.dtype == torch.float64, count, block, num_warps=1,
@@ -246,7 +246,7 @@ def scaled_sum_backward(g: Tensor, branch: Tensor, bias: Tensor, scale: Tensor, 
     channels = g.shape[-1]
     rows = g.numel() // channels
     of_branch = torch.empty_like(branch)
-    count, block = _tile(rows, channels, ELEMENTS)
+    count, block = _tile(rows, channels)
     programs, each = _shared_out(rows, count, PROGRAMS)
     shares = torch.empty(programs, 2 * channels, dtype=wide(g.dtype), device=g.device)
     _scaled_sum_backward[programs,](

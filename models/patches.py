@@ -56,7 +56,7 @@ def compute_patches_by(network: nn.Module, method: PatchMethod) -> int:
 
     Parameters, their names and their values stay as they are.
     """
-    found = [module for module in network.modules() if isinstance(module, nn.Conv2d) and _fits(module)]
+    found = [module for module in network.modules() if isinstance(module, nn.Conv2d) and takes_patches(module)]
     for convolution in found:
         convolution.__class__ = PatchConv2d  # the state of the two classes is the same but for ``method``
         convolution.method = method  # type: ignore[assignment]
@@ -66,7 +66,7 @@ def compute_patches_by(network: nn.Module, method: PatchMethod) -> int:
 def patch_layers(network: nn.Module, *, side: int = 32) -> set[PatchLayer]:
     """Every convolution over patches on a square map, for images of ``side`` pixels."""
     layers: set[PatchLayer] = set()
-    for _, layer, given, gave in calls(network, lambda layer: isinstance(layer, nn.Conv2d) and _fits(layer), side=side):
+    for _, layer, given, gave in calls(network, lambda layer: isinstance(layer, nn.Conv2d) and takes_patches(layer), side=side):
         assert isinstance(layer, nn.Conv2d)
         _, channels, rows, columns = given
         if rows == columns:
@@ -74,7 +74,8 @@ def patch_layers(network: nn.Module, *, side: int = 32) -> set[PatchLayer]:
     return layers
 
 
-def _fits(convolution: nn.Conv2d) -> bool:
+def takes_patches(convolution: nn.Conv2d) -> bool:
+    """Whether it is a convolution over square patches that do not overlap."""
     side = convolution.kernel_size[0]
     return (
         side > 1

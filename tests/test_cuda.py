@@ -73,13 +73,14 @@ def trained(run: Run, folder: Path, execution: Execution, observer: Recorder | N
     return results
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("mode", [GRAPH, FUSED])
-def test_a_graph_is_the_steps_it_recorded(mode: Execution, tmp_path: Path) -> None:
+def test_a_graph_is_the_steps_it_recorded(mode: Execution, precision: Precision, tmp_path: Path) -> None:
     """With a switch of regime, so with two graphs; epochs are longer than the steps before a capture.
 
     In a graph of fused blocks gradients are computed, and parameters updated, beside the backward pass.
     """
-    run = small("cifar100/A_dual")
+    run = small("cifar100/A_dual", precision=precision)
     eager = trained(run, tmp_path / "eager", replace(mode, cuda_graph=False))
     assert canonical_json(trained(run, tmp_path / "graph", mode)) == canonical_json(eager)
 

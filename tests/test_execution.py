@@ -346,7 +346,7 @@ def test_what_was_measured_of_other_code_is_measured_again(tmp_path: Path, monke
     assert Measurements(CPU, kept).bf16() == "units"
     monkeypatch.setattr(Measurements, "_in_turns", lambda self, ways: {"units": 2.0, "fp32": 1.0})
     assert Measurements(CPU, kept).bf16() == "units"
-    monkeypatch.setattr(execution, "METHODS", execution.METHODS + 1)
+    monkeypatch.setitem(execution.METHODS, "cpu", execution.METHODS["cpu"] + 1)
     assert Measurements(CPU, kept).bf16() == "fp32"
 
 
@@ -407,6 +407,8 @@ def test_a_run_after_others_in_one_process_gives_the_same(tmp_path: Path) -> Non
 def test_the_mode_in_words() -> None:
     assert Execution().described() | {"blocks": "layers"} == asdict(Execution()) | {"depthwise": "convolution"}
     assert replace(PAIRS, depthwise={4: "pairs", 1: "matrix"}).described()["depthwise"] == "1x1 matrix, 4x4 pairs"
+    fused = replace(PAIRS, blocks="fused").described()
+    assert [fused[name] for name in ("blocks", "depthwise", "patches", "attention")] == ["fused"] * 4
 
 
 @pytest.mark.parametrize(("stem", "sides"), [("default", {1, 2, 4, 8}), ("cifar", {2, 4, 8, 16})])

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ import torch
 
 from bench import cli, memory, throughput
 from bench.catalog import EXPERIMENTS, find
-from bench.engine.execution import Choices
+from bench.engine.execution import Choices, Execution
 from bench.environment import device_slug
 from bench.errors import UserError
 from bench.experiment import Experiment
@@ -137,6 +138,32 @@ def test_a_network_takes_the_memory_that_it_would_take_alone(monkeypatch: pytest
     monkeypatch.setattr(timing, "memory_left", lambda device: 5_000 - used["bytes"])  # 3,100 and 2,800, then 2,500
     waiting = {row: find("cifar100/baseline") for row in "abcd"}
     assert list(bench._entrants(waiting, 1000)) == ["a", "b"] and list(waiting) == ["c", "d"], "no room for twice 1,350 more"
+
+
+def test_energy_is_counted_in_a_window_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+    bench = measuring.Bench(CPU, Choices(depthwise="reference"), window_seconds=0, windows=3, search=False, say=lambda line: None)
+    entrant = measuring._Entrant(done.append, Execution(), 100, 1.0, None)
+    assert bench._joules(entrant, speed=1000.0) is None and not done, "a CPU does not tell"
+    values = iter([500.0, 800.0])
+    monkeypatch.setattr(bench._energy, "joules", lambda: next(values))
+    assert bench._joules(entrant, speed=1250.0) == pytest.approx(300 / 2.5)
+    assert done == [25], "two seconds' steps"
+
+
+def test_a_loop_with_fused_blocks_stands_beside_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lacks one part of ours is computed layer by layer, and there is a row of layers to hold it against."""
+    modes: list[Execution] = []
+    monkeypatch.setattr(loops, "ours", lambda experiment, split, execution, **_: modes.append(execution))
+    compared = comparison.Comparison(CPU, Choices(depthwise="reference"), search=False, say=lambda line: None)
+    fused = Execution(depthwise={1: "matrix"}, blocks="fused")
+    with ExitStack() as stack:
+        contenders = compared._contenders(find("cifar100/baseline"), fused, loops.Flags(), stack)
+    assert comparison.NOT_FUSED_BLOCKS in contenders and comparison.NOT_COMPILED not in contenders
+    for name in (comparison.OURS, comparison.NOT_FUSED_BLOCKS, comparison.REFERENCE_DEPTHWISE, comparison.NOT_DETERMINISTIC):
+        contenders[name]()
+    assert [mode.blocks for mode in modes] == ["fused", "layers", "layers", "layers"]
+    assert (comparison.NOT_FUSED_BLOCKS, comparison.REFERENCE_DEPTHWISE) in comparison.RATIOS
 
 
 def test_a_measurement_holds_what_the_tables_show(report: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from bench import environment, memory
+from bench.engine import parity
 from bench.engine.graphs import captured
 from bench.errors import UserError
 from bench.experiment import Precision, canonical_json
@@ -38,7 +40,7 @@ TIMED = 7  # measurements of each method, after one that warms up; the shortest 
 ENOUGH = 0.4  # seconds of them, after which a slow method (bf16 without units takes 0.4 s) is measured no more often
 REPLAYED = 20  # of a graph in one measurement
 BATCH = 128  # images of a measurement: the recipes' batch
-METHODS = 4  # counts the changes to what a method takes: what was measured before the last one is measured again
+METHODS = {"cpu": 4, "cuda": 5}  # counts the changes to what a method takes: what was measured before is measured again
 IMAGE_SIDE = 32
 IMAGE_CHANNELS = 3  # what has no more of them is an image, which needs no gradient
 
@@ -98,8 +100,8 @@ class Choices:
 # From how many steps of a run compilation has paid for its own warm-up; None: it does not. Two CPU cores: a minute or more of
 # compiling for steps that are no faster, the methods above on: in bf16 with units 0.99 (ConvNeXt-Tiny), 1.03 (its CIFAR stem), 1.00
 # (ViT-Tiny) and 0.96 (Mixer-Tiny) of the eager speed, in fp32 0.9 to 1.0 (ConvNeXt-Tiny).
-# An H100: half a minute for ConvNeXt-Tiny's blocks, five seconds for ViT's, once for all runs of a process, and a third off every
-# step of 3 to 7 ms. One run alone of the study's shortest, 7,800 steps, loses some seconds by it; three of them gain.
+# An H100, where blocks cannot be fused: half a minute for ConvNeXt-Tiny's blocks, five seconds for ViT's, once for all runs of a
+# process, and a third off every step of 3 to 7 ms. One run alone of the study's shortest, 7,800 steps, loses some seconds by it.
 COMPILE_FROM_STEPS: dict[str, int | None] = {"cpu": None, "cuda": 5_000}
 
 
@@ -155,7 +157,7 @@ class Measurements:
         self._device = device
         self._kept = kept
         on_cpu = f", {environment.instructions(device)}, {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-        self._machine = f"{environment.device_name(device)}{on_cpu}, torch {torch.__version__}, methods {METHODS}"
+        self._machine = f"{environment.device_name(device)}{on_cpu}, torch {torch.__version__}, methods {METHODS[device.type]}"
         self._seconds: dict[str, dict[str, float]] = self._read().get(self._machine, {})
 
     @property
@@ -264,26 +266,35 @@ class Measurements:
         """
         if self._device.type != "cuda" or not triton_works():
             return "layers"
-        sides = " ".join(f"{side}x{side}" for side, _ in sorted(depthwise_maps(network)))
+        # stems and heads change no count of parameters
+        maps = "".join(f", {side}x{side}" for side, _ in sorted(depthwise_maps(network)))
+        attention = "".join(f", {tokens} tokens {heads} x {width}" for tokens, heads, width in sorted(attention_layers(network)))
         numbers = sum(parameter.numel() for parameter in network.parameters())
-        key = f"blocks of {type(network).__name__} {sides}, {numbers:,} parameters {precision}"
+        key = f"blocks of {type(network).__name__}{maps}{attention}, {numbers:,} parameters {precision}"
         try:
             seconds = self._once(key, ("layers", "fused"), partial(self._of_blocks, network, layers, precision))
         except Exception as error:
-            if isinstance(error, UserError) or memory.ran_out(error):
+            if isinstance(error, UserError) or memory.ran_out(error) or not environment.answers(self._device):
                 raise
-            return "layers"  # a GPU that the kernels are too large for, say
+            warnings.warn(f"the blocks are computed layer by layer, fused they fail on this GPU: {error}", stacklevel=2)
+            return "layers"
         return "fused" if seconds["fused"] * FASTER_BY["cuda"] < seconds["layers"] else "layers"
 
     def _of_blocks(self, network: nn.Module, layers: Execution, precision: Precision) -> dict[str, float]:
         images = torch.randn(BATCH, IMAGE_CHANNELS, IMAGE_SIDE, IMAGE_SIDE, device=self._device)
         images = images.to(memory_format=torch.channels_last)
-        ways: dict[str, Callable[[], None]] = {}
-        for mode in (replace(layers, blocks="fused"), layers):
-            own = copy.deepcopy(network).to(device=self._device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-            mode.use_in(own)
-            ways[mode.blocks] = self._passes(partial(own, images), precision)
-        return self._in_turns(ways)
+
+        def own(mode: Execution) -> nn.Module:
+            mine = copy.deepcopy(network).to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            mode.use_in(mine)
+            return mine  # type: ignore[no-any-return]
+
+        fused = own(replace(layers, blocks="fused"))
+        within, lowest = Execution().precision(self._device, precision), torch.bfloat16 if precision == "bf16" else torch.float32
+        if not parity.fused_blocks_agree(fused, own(Execution()), images, within, lowest):
+            raise RuntimeError("their gradients are not the layers'")
+        ways = {"layers": own(layers), "fused": fused}
+        return self._in_turns({name: self._passes(partial(way.eval(), images), precision) for name, way in ways.items()})
 
     def _once(self, key: str, ways: Collection[str], measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         if key not in self._seconds:

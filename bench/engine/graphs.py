@@ -38,10 +38,21 @@ def aside(work: Callable[[], None], device: torch.device, *, times: int = 1, str
 
 
 def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """Record what the work launches, without doing it."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=_trunk(torch.cuda.current_device())):
-        work()
+    """Record what the work launches, without doing it. An exception of the work ends the recording and comes through."""
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    failure: BaseException | None = None
+    try:
+        with torch.cuda.graph(graph, stream=_trunk(torch.cuda.current_device())):
+            try:
+                work()
+            except BaseException as error:
+                failure = error
+                raise
+    except BaseException:
+        torch.cuda.set_stream(before)  # ending a recording whose branches were not joined fails too, and leaves its stream
+        if failure is not None:
+            raise failure  # noqa: B904 - what is known of it is whether memory ran out
+        raise
     return graph
 
 

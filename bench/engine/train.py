@@ -32,6 +32,7 @@ from bench.environment import seed_for
 from bench.errors import UserError
 from bench.experiment import Recipe, Run
 from data import Dataset
+from models.depthwise import triton_works
 
 Entry = dict[str, Any]
 
@@ -161,6 +162,11 @@ def train(
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         state["progress"]["execution"] = Execution(**state["progress"]["execution"])
+        if state["progress"]["execution"].blocks == "fused" and not triton_works():
+            raise UserError(
+                f"{checkpoint.last}: expected Triton, with which the run began, found that it does not work here; "
+                "go on where it does, or delete the checkpoint to start the run again"
+            )
         progress = Progress(**state["progress"])
         progress.restarts += 1
         progress.begun = progress.begun or begun  # one from before sessions were told apart has none

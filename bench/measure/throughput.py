@@ -23,12 +23,13 @@ from bench.measure.comparison import Comparison
 from bench.measure.cost import multiply_adds, training_flops
 from bench.measure.energy import EnergyCounter
 from bench.measure.sharing import shared_speeds
-from bench.measure.timing import Spread, has_room, interleaved, memory_in_use, seconds_of, synchronize, warmed_up
+from bench.measure.timing import Spread, has_room, interleaved, memory_in_use, seconds_of, warmed_up
 
 SCHEMA = 1
 BATCH_SIZES = {"cpu": (64, 128, 256), "cuda": (128, 512, 2048)}
 
 TOO_SLOW_TO_SEARCH = 3.0  # seconds of a step
+ENERGY_SECONDS = 2.0  # of training while the energy is counted, which the driver does some ten times a second
 SHARED_SECONDS = 5.0  # that processes train together
 
 Report = dict[str, Any]
@@ -107,11 +108,15 @@ class Bench:
         while waiting:
             entrants = self._entrants(waiting, alone)
             self._say("training, in turns")
-            training = self._in_turns(entrants, {name: entrant.batch_size for name, entrant in entrants.items()})
+            training = self._in_turns(
+                {name: entrant.step for name, entrant in entrants.items()},
+                {name: entrant.batch_size for name, entrant in entrants.items()},
+            )
             for name, entrant in entrants.items():
                 rows[name] = self._row(experiments[name], entrant, training[name], peak)
+                rows[name]["joules_per_1000_images"] = self._joules(entrant, rows[name]["training_images_per_second"]["median"])
             made = {name: entrant.execution for name, entrant in entrants.items()}
-            del entrants  # their memory is needed now
+            del entrants, entrant  # their memory is needed now
             gc.collect()
             self._say("inference, in turns")
             batch_size = EVALUATION_BATCH[self._device.type]
@@ -163,7 +168,21 @@ class Bench:
         peak = warmed_up(warm, device)  # replaying a graph allocates nothing any more
         if peak is not None and before is not None and alone is not None:
             peak -= before - alone
-        return _Entrant(step, execution, batch_size, seconds, peak, self._energy, device)
+        return _Entrant(step, execution, batch_size, seconds, peak)
+
+    def _joules(self, entrant: "_Entrant", speed: float) -> float | None:
+        """Energy of 1,000 images in training, from a window of its own: reading the counter takes milliseconds.
+
+        Args:
+            speed: images per second.
+        """
+        count = max(1, round(ENERGY_SECONDS * speed / entrant.batch_size))
+        before = self._energy.joules()
+        if before is None:
+            return None
+        seconds_of(lambda: entrant.step(count), self._device)
+        after = self._energy.joules()
+        return None if after is None else 1000 * (after - before) / (count * entrant.batch_size)
 
     def _row(self, experiment: Experiment, entrant: "_Entrant", speeds: list[float], peak: dict[str, float]) -> Report:
         precision, batch_size = experiment.recipe.precision, entrant.batch_size
@@ -188,7 +207,6 @@ class Bench:
             "inference_flops_per_image": 2 * multiply_adds(network),
             "warm_up_seconds": entrant.warm_up_seconds,
             "peak_memory_bytes": entrant.peak_memory_bytes,
-            "joules_per_1000_images": entrant.joules_per_1000_images,
         }
 
     def _inference(self, experiment: Experiment, execution: Execution) -> loops.Steps:
@@ -234,33 +252,15 @@ class Bench:
         )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Entrant:
-    """A network that trains in turns with others; it counts the images and the energy of its turns."""
+    """A network that trains in turns with others."""
 
     step: loops.Steps
     execution: Execution
     batch_size: int
     warm_up_seconds: float
     peak_memory_bytes: int | None
-    energy: EnergyCounter
-    device: torch.device
-    images: int = 0
-    joules: float | None = 0.0
-
-    def __call__(self, steps: int) -> None:
-        """Do some steps."""
-        before = self.energy.joules()
-        self.step(steps)
-        synchronize(self.device)
-        after = self.energy.joules()
-        self.images += steps * self.batch_size
-        self.joules = None if self.joules is None or before is None or after is None else self.joules + after - before
-
-    @property
-    def joules_per_1000_images(self) -> float | None:
-        """None where the device does not tell."""
-        return None if self.joules is None else 1000 * self.joules / self.images
 
 
 def _cold(execution: Execution) -> int:

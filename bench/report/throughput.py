@@ -19,19 +19,20 @@ brackets; loops took turns, and so did networks where their number of windows is
 *Conventional* is the loop of torchvision's and timm's training scripts: DataLoader, PIL transforms, loss and accuracy read at each
 step; its best flags are the fastest that were found among those of precision, layout, optimizer and workers. The *bare step* is
 forward, backward and update on one batch that never changes. All of ours is deterministic but where the row says otherwise; rows
-that lack one part of ours, compiling or the CUDA graph apart, are not compiled, and to be held against *ours, not compiled* where
-there is such a row. A ratio is the median of each turn's own. FLOPs are those of convolutions, linear layers and attention's
-products, forward and backward, by the reference's count. The *roofline* is the time that the device's measured peak in matrix
-products and in copies allows for that arithmetic and for the least traffic of parameters and activations, whose share of the
-bandwidth is that of copies. Training is in the mode of the row, inference neither compiled nor in a graph. The warm-up is what the
-first steps take, with the compiling of what no row above has compiled. The best batch is the fastest of a few, not compiled, in a
-window each; where a step takes several seconds it is empty, for only the recipe's batch was measured.
+that lack one part of ours, compiling, fused blocks or the CUDA graph apart, are computed layer by layer and not compiled, and to be
+held against *ours, not compiled* or *ours, blocks not fused* where there is such a row. A ratio is the median of each turn's own.
+FLOPs are those of convolutions, linear layers and attention's products, forward and backward, by the reference's count. The
+*roofline* is the time that the device's measured peak in matrix products and in copies allows for that arithmetic and for the least
+traffic of parameters and activations, whose share of the bandwidth is that of copies. Training is in the mode of the row, inference
+neither compiled nor in a graph. The warm-up is what the first steps take, with the compiling of what no row above has compiled. The
+best batch is the fastest of a few, not compiled, in a window each; where a step takes several seconds it is empty, for only the
+recipe's batch was measured.
 """
 METHODS_NOTE = f"""\
-The mode was chosen by the times of single layers, the shortest of several at batch {BATCH} (maps are side x side x channels,
-attention is heads x channels). The library's operator (*convolution*, *fused*, the processor's *units* for bf16) is replaced
-by a method that is {FASTER_BY["cpu"]} times as fast, on a GPU {FASTER_BY["cuda"]} times; of patches and attention the sum over
-a network's layers counts.
+The mode was chosen by the times of single layers and of a network's blocks, the shortest of several at batch {BATCH} (maps are
+side x side x channels, attention is heads x channels, those of blocks are all of the network's). The library's operator
+(*convolution*, *fused*, the processor's *units* for bf16) is replaced by a method that is {FASTER_BY["cpu"]} times as fast, on
+a GPU {FASTER_BY["cuda"]} times; of patches and attention the sum over a network's layers counts.
 """
 
 
