@@ -192,7 +192,7 @@ def faults(record: dict[str, Any], *, complete: bool) -> Iterator[Fault]:
     if _too_deep(record):
         fields = []
     else:
-        fields = [(field, field in WHEN_PRESENT or not (complete or field.reported)) for field in _fields_of(record)]
+        fields = [(field, optional or not (complete or field.reported)) for field, optional in _fields_of(record)]
     yield from faults_in(record, fields)
 
 
@@ -219,14 +219,14 @@ def faults_in(value: Any, fields: Iterable[tuple[Field, bool]]) -> Iterator[Faul
             yield Fault(place, "text in Unicode", shown(leaf))
 
 
-def _fields_of(record: dict[str, Any]) -> Iterator[Field]:
-    """The fields that a record of its kind has."""
-    yield from FIELDS
-    yield from WHEN_PRESENT
+def _fields_of(record: dict[str, Any]) -> Iterator[tuple[Field, bool]]:
+    """The fields that a record of its kind has, each with whether it may be absent; one may be asked for twice."""
+    yield from ((field, False) for field in FIELDS)
+    yield from ((field, True) for field in WHEN_PRESENT)
     if [value for _, value in _values(record, "configuration.experiment.model.attention") if isinstance(value, dict)]:
-        yield from WHEN_GATED
+        yield from ((field, False) for field in WHEN_GATED)
     if [value for _, value in _values(record, "results.status") if value == "done"]:
-        yield from WHEN_DONE
+        yield from ((field, False) for field in WHEN_DONE)
 
 
 def shown(value: Any) -> str:

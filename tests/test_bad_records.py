@@ -71,6 +71,16 @@ def test_a_field_of_another_kind_is_named(
     assert capsys.readouterr().err == f"error: {path}: {field}; restore the file or move it out of the ledger\n"
 
 
+@pytest.mark.parametrize("field", ["attention_parameters", "attention_maps"])
+def test_what_a_gated_network_costs_may_not_be_absent(field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger_with(tmp_path)
+    path = Ledger(tmp_path).path(DUAL)
+    damage(path, lambda record: record["cost"].pop(field))
+    assert cli.main(["report", "--results", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"cost.{field}: expected" in said and "found nothing" in said
+
+
 @pytest.mark.parametrize("others", [False, True])
 def test_an_unknown_profile_is_named(others: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = ledger_with(tmp_path)
