@@ -1,12 +1,13 @@
 """Blocks of ConvNeXt, ViT and Mixer in few kernels, for CUDA: same parameters, same function to rounding, same gradients.
 
 At 32x32 a GPU waits for launches more than for arithmetic. Between the matrix products, most of which stay the library's, a block's
-operators are few kernels of :mod:`models.fused_triton`; its backward pass is written out, so that gradients of parameters can be
-computed beside it (:mod:`models.beside`). Weights are rounded to the lower precision together, once in a forward pass. On an H100 a
-step of ConvNeXt-Tiny in bf16, batch 128, takes half the time of the same step layer by layer (both in a graph).
+operators are few kernels of :mod:`models.fused_triton` and :mod:`models.products_triton`; its backward pass is written out, so that
+gradients of parameters can be computed beside it (:mod:`models.beside`). Weights are rounded to the lower precision together, once
+in a forward pass. On an H100 a step of ConvNeXt-Tiny in bf16, batch 128, takes half the time of the same step layer by layer (both
+in a graph).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +18,12 @@ from torchvision.models.convnext import CNBlock, LayerNorm2d
 
 from models import fused_triton as kernels
 from models import mixer, vit
+from models import products_triton as products
 from models.attention import SelfAttention
 from models.beside import gradients_of
 from models.depthwise_triton import gradient_of_map, taps_of, weight_gradients
 from models.patches import takes_patches
-
-_ROUNDED_FIRST = 0.06  # of a network's numbers: the first layers'
+from models.rounding import Rounding, lowered, product_dtype
 
 
 def fuse(network: nn.Module) -> nn.Module:
@@ -54,7 +55,7 @@ def fuse(network: nn.Module) -> nn.Module:
     if isinstance(network, ConvNeXt):  # what a map is normalised for: convolutions in the lower precision, or blocks
         for index in (2, 4, 6):
             network.features[index][0].feeds_products = True
-    _Rounding(network, [parameter for layer in layers for parameter in (layer.weight, layer.bias)])
+    Rounding(network, [parameter for layer in layers for parameter in (layer.weight, layer.bias)])
     return network
 
 
@@ -66,66 +67,6 @@ def _mlps(block: nn.Module) -> list[nn.Sequential]:
     return [child for child in block.children() if isinstance(child, nn.Sequential)]
 
 
-# ---- the lower precision -------------------------------------------------------------------------------------------------
-
-
-class _Rounding:
-    """A copy in bf16 beside each of some parameters, brought up to date before each forward pass that needs them.
-
-    On a GPU most are copied beside the first layers, and waited for where the first of them is used.
-    """
-
-    def __init__(self, network: nn.Module, parameters: list[nn.Parameter]) -> None:
-        first = 1
-        while sum(parameter.numel() for parameter in parameters[:first]) < _ROUNDED_FIRST * sum(p.numel() for p in parameters):
-            first += 1
-        self._parameters = parameters
-        self._copies = [torch.zeros_like(parameter, dtype=torch.bfloat16, requires_grad=False) for parameter in parameters]
-        self._first = first
-        self._stream: torch.cuda.Stream | None = None
-        self._pending = False
-        for place, parameter in enumerate(parameters):
-            parameter.rounding = self, place  # type: ignore[attr-defined]
-        network.register_forward_pre_hook(self._refresh)
-
-    def of(self, place: int) -> Tensor:
-        """The copy of the parameter at a place."""
-        if self._pending and place >= self._first and self._stream:
-            torch.cuda.current_stream(self._copies[place].device).wait_stream(self._stream)
-            self._pending = False
-        return self._copies[place]
-
-    @torch.no_grad()
-    def _refresh(self, network: nn.Module, given: Any) -> None:
-        if _dtype(self._parameters[0]) != torch.bfloat16:
-            return
-        device = self._parameters[0].device
-        if device.type == "cuda" and self._first < len(self._parameters):
-            self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(self._stream):
-                self._copy(slice(self._first, None))
-            self._pending = True
-            self._copy(slice(self._first))
-        else:
-            self._copy(slice(None))
-
-    def _copy(self, places: slice) -> None:
-        torch._foreach_copy_(self._copies[places], list[Tensor](self._parameters[places]))
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    """What products are computed in: what autocast would cast to, or the type of ``x``."""
-    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-
-
-def _rounded(parameter: nn.Parameter) -> Tensor:
-    if _dtype(parameter) != torch.bfloat16:
-        return parameter.detach()
-    rounding: tuple[_Rounding, int] = parameter.rounding  # type: ignore[attr-defined]
-    return rounding[0].of(rounding[1])
-
-
 # ---- linear --------------------------------------------------------------------------------------------------------------
 
 
@@ -135,8 +76,8 @@ def _linear(x: Tensor, layer: Any, *, biased: bool = True) -> Tensor:
     Args:
         biased: else the layer's bias is for the caller to add.
     """
-    weight = _rounded(layer.weight)
-    bias = (layer.bias, _rounded(layer.bias)) if biased else (None, None)
+    weight = lowered(layer.weight)
+    bias = (layer.bias, lowered(layer.bias)) if biased else (None, None)
     if weight.ndim == 4:
         weight = weight.permute(0, 2, 3, 1).flatten(1)
     return _Linear.apply(x.to(weight.dtype), layer.weight, bias[0], weight, bias[1])  # type: ignore[no-untyped-call, no-any-return]
@@ -175,7 +116,7 @@ class _Mlp(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.parameters = first, bias, second
         if x.dtype == torch.bfloat16:
-            hidden, active = kernels.product_gelu(x.contiguous(), up, up_bias)
+            hidden, active = products.product_gelu(x.contiguous(), up, up_bias)
         else:  # products in full precision are the library's
             hidden = functional.linear(x, up, up_bias)
             active = functional.gelu(hidden)
@@ -193,7 +134,7 @@ class _Mlp(torch.autograd.Function):
         if of_weights:
             of_second = gradients_of((second,), lambda: (_outer(g, active, second),), (g, active))
         if x.dtype == torch.bfloat16:
-            of_hidden, shares = kernels.product_gelu_backward(g, down, hidden)
+            of_hidden, shares = products.product_gelu_backward(g, down, hidden)
         else:
             of_hidden = torch.ops.aten.gelu_backward(g @ down, hidden)
             shares = of_hidden.flatten(0, -2)
@@ -207,7 +148,7 @@ class _Mlp(torch.autograd.Function):
 def _mlp(x: Tensor, first: Any, second: Any) -> Tensor:
     """Two linear layers with GELU between them, but for the bias of the second."""
     parameters = first.weight, first.bias, second.weight
-    rounded = [_rounded(parameter) for parameter in parameters]
+    rounded = [lowered(parameter) for parameter in parameters]
     return _Mlp.apply(x.to(rounded[0].dtype), *parameters, *rounded)  # type: ignore[no-untyped-call, no-any-return]
 
 
@@ -280,7 +221,7 @@ def _of_columns(shares: Tensor, parameters: Sequence[nn.Parameter | None]) -> li
 def _normed(
     x: Tensor, added: Tensor | None, added_bias: nn.Parameter | None, norm: Any, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    return _Norm.apply(x, added, added_bias, norm.weight, norm.bias, norm.eps, dtype or _dtype(x))  # type: ignore[no-untyped-call, no-any-return]
+    return _Norm.apply(x, added, added_bias, norm.weight, norm.bias, norm.eps, dtype or product_dtype(x))  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _MapNorm(LayerNorm2d):  # type: ignore[misc]
@@ -288,7 +229,7 @@ class _MapNorm(LayerNorm2d):  # type: ignore[misc]
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         x_NHWC = x_NCHW.permute(0, 2, 3, 1)
-        dtype = _dtype(x_NCHW) if self.feeds_products else kernels.wide(x_NCHW.dtype)
+        dtype = product_dtype(x_NCHW) if self.feeds_products else kernels.wide(x_NCHW.dtype)
         return _normed(x_NHWC, None, None, self, dtype)[0].permute(0, 3, 1, 2)
 
 
@@ -299,7 +240,7 @@ class _Patches(nn.Conv2d):
         rows, columns = height // k, width // k
         x_NHWC = x_NCHW.permute(0, 2, 3, 1)[:, : rows * k, : columns * k]
         patches = x_NHWC.reshape(n, rows, k, columns, k, channels).transpose(2, 3)
-        patches = patches.to(_dtype(x_NCHW), memory_format=torch.contiguous_format)
+        patches = patches.to(product_dtype(x_NCHW), memory_format=torch.contiguous_format)
         return _linear(patches.reshape(n, rows, columns, k * k * channels), self).permute(0, 3, 1, 2)
 
 
@@ -310,7 +251,7 @@ class _ConvNextBlock(CNBlock):  # type: ignore[misc]
     def forward(self, x_NCHW: Tensor) -> Tensor:
         convolution, _, norm, widening, _, narrowing, _ = self.block
         x_NHWC = x_NCHW.permute(0, 2, 3, 1)
-        dtype = _dtype(x_NCHW)
+        dtype = product_dtype(x_NCHW)
         h, x_NHWC = _MixedNorm.apply(x_NHWC, convolution.weight, convolution.bias, norm.weight, norm.bias, norm.eps, dtype)  # type: ignore[no-untyped-call]
         branch = _mlp(h, widening, narrowing)
         factor = getattr(self.stochastic_depth, "factor", None) if self.training else None
@@ -348,11 +289,7 @@ class _MixedNorm(torch.autograd.Function):
             dx = gradient_of_map(of_y, taps_TC, of_total, x.dtype)
         of_taps: Sequence[Tensor | None] = (None, None)
         if of_weight:
-
-            def compute() -> tuple[Tensor, Tensor]:
-                return weight_gradients(x, of_y, weight)
-
-            of_taps = gradients_of((weight, bias), compute, (x, of_y))
+            of_taps = gradients_of((weight, bias), lambda: weight_gradients(x, of_y, weight), (x, of_y))
         of_norm = _of_columns(shares, (gain, offset) if of_gain else (None, None))
         return dx, *of_taps, *of_norm, None, None
 
@@ -388,7 +325,7 @@ class _SelfAttention(SelfAttention):
 def _mixed(attention: SelfAttention, tokens: Tensor) -> Tensor:
     """Self-attention up to its projection."""
     qkv = _linear(tokens, attention.qkv)
-    if qkv.dtype == torch.bfloat16 and tokens.shape[1] <= kernels.MOST_TOKENS:  # in full precision the library's is faster
+    if qkv.dtype == torch.bfloat16 and tokens.shape[1] <= products.MOST_TOKENS:  # in full precision the library's is faster
         return _Attention.apply(qkv, attention.heads)  # type: ignore[no-untyped-call, no-any-return]
     mixed = attention.mixing(*qkv.reshape(*qkv.shape[:2], 3, attention.heads, -1).permute(2, 0, 3, 1, 4).unbind())
     return mixed.transpose(1, 2).flatten(2)  # type: ignore[no-any-return]
@@ -399,42 +336,49 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, heads: int) -> Tensor:
         ctx.save_for_backward(qkv)
         ctx.heads = heads
-        return kernels.attention(qkv.contiguous(), heads)
+        return products.attention(qkv.contiguous(), heads)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (qkv,) = ctx.saved_tensors
-        return kernels.attention_backward(gradients[0].contiguous(), qkv, ctx.heads), None
+        return products.attention_backward(gradients[0].contiguous(), qkv, ctx.heads), None
 
 
-class _VitBlocks(nn.Sequential):
-    """The sums of one block are the first kernel of the next."""
+# Tokens ``[N, L, C]``, what is to be added to them first, and a bias for all of them: given to a block, and given on to the next.
+_Added = tuple[Tensor, Tensor | None, nn.Parameter | None]
+
+
+def _vit_block(block: Any, tokens: Tensor, added: Tensor | None, bias: nn.Parameter | None) -> _Added:
+    h, tokens = _normed(tokens, added, bias, block.attention_norm)
+    projection = block.attention.projection
+    mixed = _linear(_mixed(block.attention, h), projection, biased=False)
+    h, tokens = _normed(tokens, mixed, projection.bias, block.mlp_norm)
+    return tokens, _mlp(h, block.mlp[0], block.mlp[2]), block.mlp[2].bias
+
+
+def _mixer_block(block: Any, tokens: Tensor, added: Tensor | None, bias: nn.Parameter | None) -> _Added:
+    h, tokens = _normed(tokens, added, bias, block.token_norm)
+    mixed = _linear(functional.gelu(_linear(h.transpose(1, 2).contiguous(), block.token_mlp[0])), block.token_mlp[2])
+    h, tokens = _normed(tokens, mixed.transpose(1, 2), None, block.channel_norm)
+    return tokens, _mlp(h, block.channel_mlp[0], block.channel_mlp[2]), block.channel_mlp[2].bias
+
+
+class _Blocks(nn.Sequential):
+    """What a block adds to its tokens is added by the first kernel of the next."""
+
+    one: Callable[[Any, Tensor, Tensor | None, nn.Parameter | None], _Added]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        block: Any
         added: Tensor | None = None
         bias: nn.Parameter | None = None
         for block in self:
-            h, tokens = _normed(tokens, added, bias, block.attention_norm)
-            projection = block.attention.projection
-            added = _linear(_mixed(block.attention, h), projection, biased=False)
-            h, tokens = _normed(tokens, added, projection.bias, block.mlp_norm)
-            added, bias = _mlp(h, block.mlp[0], block.mlp[2]), block.mlp[2].bias
-        return _summed(tokens, added, bias)
+            tokens, added, bias = self.one(block, tokens, added, bias)
+        return tokens if added is None or bias is None else tokens + (added + bias)
 
 
-class _MixerBlocks(nn.Sequential):
-    def forward(self, tokens: Tensor) -> Tensor:
-        block: Any
-        added: Tensor | None = None
-        bias: nn.Parameter | None = None
-        for block in self:
-            h, tokens = _normed(tokens, added, bias, block.token_norm)
-            mixed = _linear(functional.gelu(_linear(h.transpose(1, 2).contiguous(), block.token_mlp[0])), block.token_mlp[2])
-            h, tokens = _normed(tokens, mixed.transpose(1, 2), None, block.channel_norm)
-            added, bias = _mlp(h, block.channel_mlp[0], block.channel_mlp[2]), block.channel_mlp[2].bias
-        return _summed(tokens, added, bias)
+class _VitBlocks(_Blocks):
+    one = staticmethod(_vit_block)
 
 
-def _summed(tokens: Tensor, added: Tensor | None, bias: nn.Parameter | None) -> Tensor:
-    return tokens if added is None or bias is None else tokens + (added + bias)
+class _MixerBlocks(_Blocks):
+    one = staticmethod(_mixer_block)

@@ -25,6 +25,7 @@ from bench.engine.evaluate import evaluate
 from bench.engine.execution import Choices, Execution, choose
 from bench.engine.graphs import WARM_UP
 from bench.engine.optimizer import adamw
+from bench.engine.parity import fused_blocks_agree
 from bench.engine.step import TrainingStep
 from bench.engine.train import build_network, put_on_device, train
 from bench.experiment import Model, Precision, Recipe, Run, canonical_json
@@ -220,6 +221,25 @@ def test_fused_blocks_are_as_exact_as_their_layers(name: str, precision: Precisi
     for mine, theirs, right in zip(one, other, true, strict=True):
         off, accepted = (((found.double() - right).norm() / (right.norm() + 1e-2)).item() for found in (mine, theirs))
         assert off < max(2 * accepted, 2e-5), tuple(right.shape)
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar100/A_dual", "cifar100/stem_dual", "cifar100/scratch_vit_tiny", "cifar100/scratch_mixer_tiny"]
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_trial_before_fused_blocks_are_used_finds_them_right(name: str, precision: Precision) -> None:
+    fused, layers = (loops.build(find(name), 10, CUDA, mode) for mode in (FUSED, Execution()))
+    images = torch.randn(128, 3, 32, 32, device=CUDA).to(memory_format=torch.channels_last)
+    lowest = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert fused_blocks_agree(fused, layers, images, Execution().precision(CUDA, precision), lowest)
+
+
+def test_frozen_blocks_get_no_gradient_when_fused() -> None:
+    network = loops.build(find("cifar100/A_dual"), 10, CUDA, FUSED).train()
+    network.features[:4].requires_grad_(False)
+    passes(network, torch.randn(8, 3, 32, 32, device=CUDA).to(memory_format=torch.channels_last), "bf16", beside=True)
+    for parameter in network.parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad
 
 
 def test_gradients_beside_the_backward_pass_are_the_same() -> None:

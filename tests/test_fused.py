@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="Triton is not on this system")
 from bench.engine import augment_triton
 from bench.engine.device_data import draw_epoch
 from bench.measure import loops
-from models import Attention, convnext, fused_triton, mixer, vit
+from models import Attention, convnext, fused_triton, mixer, products_triton, vit
 from models.fused import fuse
 from models.stochastic_depth import give_factors, rates
 
@@ -92,10 +92,10 @@ def test_names_values_and_evaluation_stay() -> None:
 def test_products_with_gelu(rows: int, channels: int, width: int) -> None:
     x, g, bias = torch.randn(rows, channels), torch.randn(rows, channels), torch.randn(width)
     up, down = torch.randn(width, channels), torch.randn(channels, width)
-    hidden, active = fused_triton.product_gelu(x, up, bias)
+    hidden, active = products_triton.product_gelu(x, up, bias)
     torch.testing.assert_close(hidden, functional.linear(x, up, bias), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(active, functional.gelu(hidden), rtol=1e-5, atol=1e-5)
-    gradient, shares = fused_triton.product_gelu_backward(g, down, hidden)
+    gradient, shares = products_triton.product_gelu_backward(g, down, hidden)
     expected = torch.ops.aten.gelu_backward(g @ down, hidden)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(shares.sum(0), expected.sum(0), rtol=1e-4, atol=1e-3)
@@ -106,10 +106,10 @@ def test_attention_over_few_tokens(tokens: int) -> None:
     qkv = torch.randn(2, tokens, 3 * 2 * 6, dtype=torch.float64, requires_grad=True)
     queries, keys, values = qkv.view(2, tokens, 3, 2, 6).permute(2, 0, 3, 1, 4).unbind()
     expected = functional.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(fused_triton.attention(qkv.detach(), 2), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(products_triton.attention(qkv.detach(), 2), expected, rtol=0, atol=1e-10)
     upstream = torch.randn_like(expected)
     (theirs,) = torch.autograd.grad(expected, qkv, upstream)
-    torch.testing.assert_close(fused_triton.attention_backward(upstream, qkv.detach(), 2), theirs, rtol=0, atol=1e-10)
+    torch.testing.assert_close(products_triton.attention_backward(upstream, qkv.detach(), 2), theirs, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("rows", [1, 300, fused_triton.FEW_ROWS + 5])

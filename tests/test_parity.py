@@ -19,7 +19,7 @@ from models import fused_triton
 from tests.conftest import small_network
 from tests.test_fused import both, images
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_cuda.py tests what is compiled")
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_cuda.py compares what is compiled")
 CUDA = torch.device("cuda", 0)
 
 
@@ -28,11 +28,13 @@ def agree(name: str) -> bool:
     return fused_blocks_agree(fused.float(), layers.float(), images().float(), nullcontext(), torch.float32)
 
 
+@interpreted
 @pytest.mark.parametrize("name", ["vit", "mixer"])
 def test_right_kernels_agree(name: str) -> None:
     assert agree(name)
 
 
+@interpreted
 @pytest.mark.parametrize("change", [lambda shares: shares * 1.1, lambda shares: shares * float("nan"), torch.zeros_like])
 def test_a_wrong_kernel_is_noticed(change: object, monkeypatch: pytest.MonkeyPatch) -> None:
     right = fused_triton.norm_backward
@@ -45,6 +47,7 @@ def test_a_wrong_kernel_is_noticed(change: object, monkeypatch: pytest.MonkeyPat
     assert not agree("vit")
 
 
+@interpreted
 def test_steps_and_evaluation_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """What only a GPU does, with steps that are repeated in place of a graph."""
 

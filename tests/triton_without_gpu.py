@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from bench.engine import augment_triton
-from models import depthwise_triton, fused, fused_triton
+from models import depthwise_triton, fused, fused_triton, products_triton
 
 THREADS_OF_WARP = 32
 TYPES = {
@@ -22,9 +22,9 @@ NUMBERS = (torch.bfloat16, torch.float32, torch.float64)
 KERNELS = {
     depthwise_triton: ("_convolve", "_weight_gradient", "_sum_shares"),
     fused_triton: (
-        "_norm", "_norm_backward", "_column_sums", "_mixed_norm", "_scaled_sum", "_scaled_sum_backward", "_product", "_attention",
-        "_attention_backward",
+        "_norm", "_norm_backward", "_column_sums", "_mixed_norm", "_scaled_sum", "_scaled_sum_backward",
     ),
+    products_triton: ("_product", "_attention", "_attention_backward"),
     augment_triton: ("_batch",),
 }  # fmt: skip
 
@@ -64,8 +64,8 @@ def launch(dtype: torch.dtype) -> None:
     h, _ = fused._Norm.apply(x.detach().requires_grad_(), h.detach().requires_grad_(), channel, channel, channel, 1e-6, dtype)  # type: ignore[no-untyped-call]
     h.sum().backward()
     if dtype == torch.bfloat16:
-        hidden, _ = fused_triton.product_gelu(h.detach(), torch.empty(32, 8, dtype=dtype), torch.empty(32, dtype=dtype))
-        fused_triton.product_gelu_backward(h.detach(), torch.empty(8, 32, dtype=dtype), hidden)
+        hidden, _ = products_triton.product_gelu(h.detach(), torch.empty(32, 8, dtype=dtype), torch.empty(32, dtype=dtype))
+        products_triton.product_gelu_backward(h.detach(), torch.empty(8, 32, dtype=dtype), hidden)
         for tokens in (16, 65):
             fused._Attention.apply(torch.empty(2, tokens, 24, dtype=dtype, requires_grad=True), 2).sum().backward()  # type: ignore[no-untyped-call]
         images, plan, step = torch.empty(3, 40, 40, 3, dtype=torch.uint8), torch.empty(2, 3, 65, dtype=torch.int64), torch.ones(1)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bench import environment, memory
 from bench.engine import parity
+from bench.engine.device_data import SIDE
 from bench.engine.graphs import captured
 from bench.errors import UserError
 from bench.experiment import Precision, canonical_json
@@ -41,7 +42,6 @@ ENOUGH = 0.4  # seconds of them, after which a slow method (bf16 without units t
 REPLAYED = 20  # of a graph in one measurement
 BATCH = 128  # images of a measurement: the recipes' batch
 METHODS = {"cpu": 4, "cuda": 5}  # counts the changes to what a method takes: what was measured before is measured again
-IMAGE_SIDE = 32
 IMAGE_CHANNELS = 3  # what has no more of them is an image, which needs no gradient
 
 
@@ -281,7 +281,7 @@ class Measurements:
         return "fused" if seconds["fused"] * FASTER_BY["cuda"] < seconds["layers"] else "layers"
 
     def _of_blocks(self, network: nn.Module, layers: Execution, precision: Precision) -> dict[str, float]:
-        images = torch.randn(BATCH, IMAGE_CHANNELS, IMAGE_SIDE, IMAGE_SIDE, device=self._device)
+        images = torch.randn(BATCH, IMAGE_CHANNELS, SIDE, SIDE, device=self._device)
         images = images.to(memory_format=torch.channels_last)
 
         def own(mode: Execution) -> nn.Module:

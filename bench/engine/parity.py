@@ -69,9 +69,8 @@ def _as_near(found: list[Tensor], accepted: list[Tensor], exact: list[Tensor], l
 
 def _logits(network: nn.Module, images: Tensor, precision: AbstractContextManager[Any] | None) -> Tensor:
     count = len(rates(network))
-    factors = (
-        torch.arange(count * len(images), device=images.device).remainder(3).gt(0) * 1.25
-    )  # a third of the branches is left out
+    # a third of the branches is left out
+    factors = torch.arange(count * len(images), device=images.device).remainder(3).gt(0) * 1.25
     give_factors(network, factors.view(count, len(images)))
     with precision or nullcontext():
         return network(images)  # type: ignore[no-any-return]

@@ -7,7 +7,6 @@ that could be known before. So every step is the same sequence of kernels, which
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -150,7 +149,7 @@ class TrainingStep:
             logits: Tensor = self._network(images)
         loss = functional.cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing)
         with updates_beside(self._optimizer, self._device, on=self._captures):
-            beside(partial(self._note, logits.detach(), labels, loss.detach()), (logits, labels, loss))
+            beside(lambda: self._note(logits.detach(), labels, loss.detach()), (logits, labels, loss))
             loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._step += 1

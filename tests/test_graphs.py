@@ -1,0 +1,50 @@
+"""What a capture does when its work fails, with a GPU that is not there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from bench import memory
+from bench.engine import graphs
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Streams that became the current one. Ending a capture that failed fails too, as one with branches that were not joined."""
+    became: list[Any] = []
+
+    @contextmanager
+    def graph(graph: object, stream: object) -> Iterator[None]:
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            if failed:
+                raise RuntimeError("capturing stream has unjoined work")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the stream before")
+    monkeypatch.setattr(torch.cuda, "set_stream", became.append)
+    monkeypatch.setattr(graphs, "_trunk", lambda device: "the trunk")
+    return became
+
+
+def test_want_of_memory_comes_through_a_capture(streams: list[Any]) -> None:
+    def work() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        graphs.capture(work)
+    assert memory.ran_out(caught.value) and streams == ["the stream before"]
+
+
+def test_a_capture_that_works_changes_no_stream(streams: list[Any]) -> None:
+    done: list[bool] = []
+    graphs.capture(lambda: done.append(True))
+    assert done == [True] and not streams
