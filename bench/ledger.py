@@ -177,9 +177,13 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             finally:
                 temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # what torch.save meets on a full disk, its archive hides behind an error of its own as it is closed
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}); free space or choose another folder with RESULTS="
+            f"{path}: cannot be written ({reason.strerror}); free space or choose another folder with RESULTS="
         ) from error
 
 

@@ -145,21 +145,39 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_write_that_outgrows_the_file_size_limit_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "write",
+    [
+        "file.write(bytes(9_000_000))",
+        # a checkpoint that is cut off within a tensor: its archive then fails to close, with an error of its own
+        "__import__('torch').save([__import__('torch').zeros(500_000) for _ in range(9)], file)",
+    ],
+)
+def test_a_write_that_outgrows_the_file_size_limit_leaves_nothing(write: str, tmp_path: Path) -> None:
     """The real system call fails here, as on a full disk (EFBIG in place of ENOSPC)."""
     program = (
         "import signal, sys; from pathlib import Path; from bench.ledger import write_atomically\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "write_atomically(Path(sys.argv[1]), lambda file: file.write(bytes(100_000)))"
+        f"write_atomically(Path(sys.argv[1]), lambda file: {write})"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "file")],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000)),
         capture_output=True,
         text=True,
     )
     assert ended.returncode == 1
-    assert "UserError" in ended.stderr and "cannot be written (File too large)" in ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "UserError" in last and "cannot be written (File too large); free space" in last
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_of_a_writer_come_through(tmp_path: Path) -> None:
+    def fail(file: Any) -> None:
+        raise RuntimeError("not of the disk")
+
+    with pytest.raises(RuntimeError, match="not of the disk"):
+        write_atomically(tmp_path / "file", fail)
     assert not list(tmp_path.iterdir())
 
 
