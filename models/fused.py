@@ -325,7 +325,8 @@ class _SelfAttention(SelfAttention):
 def _mixed(attention: SelfAttention, tokens: Tensor) -> Tensor:
     """Self-attention up to its projection."""
     qkv = _linear(tokens, attention.qkv)
-    if qkv.dtype == torch.bfloat16 and tokens.shape[1] <= products.MOST_TOKENS:  # in full precision the library's is faster
+    width = qkv.shape[2] // 3 // attention.heads
+    if qkv.dtype == torch.bfloat16 and products.attends(tokens.shape[1], width, qkv.device):  # in fp32 the library's is faster
         return _Attention.apply(qkv, attention.heads)  # type: ignore[no-untyped-call, no-any-return]
     mixed = attention.mixing(*qkv.reshape(*qkv.shape[:2], 3, attention.heads, -1).permute(2, 0, 3, 1, 4).unbind())
     return mixed.transpose(1, 2).flatten(2)  # type: ignore[no-any-return]

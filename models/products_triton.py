@@ -4,6 +4,9 @@ A product with its bias and GELU, or with the gradient of GELU, and attention ov
 Products are summed in fp32 and rounded where the library rounds them.
 """
 
+import functools
+import sys
+
 import torch
 import triton
 import triton.language as tl
@@ -85,6 +88,24 @@ def _product(  # type: ignore[no-untyped-def]
 
 
 # ---- attention over few tokens -------------------------------------------------------------------------------------------
+
+
+def attends(tokens: int, width: int, device: torch.device) -> bool:
+    """Whether a program takes attention over so many tokens, ``width`` numbers of each by head: a device may have no room for it.
+
+    An H100 has it for all that the study has, and an RTX 4090 for all but the matched ViT's 65 tokens of 88 numbers.
+    """
+    (length, of_width), _ = _attention_blocks(tokens, width)
+    most = 2 * length * (length + 4 * of_width)  # bytes that the compiler has asked for, of a backward pass, on any device
+    return tokens <= MOST_TOKENS and most <= _shared_memory(device)
+
+
+@functools.cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes of a program at most; the interpreter knows no bound."""
+    if device.type != "cuda":
+        return sys.maxsize
+    return int(triton.compiler.max_shared_mem(device.index))  # which launches are held against
 
 
 def attention(qkv: Tensor, heads: int) -> Tensor:

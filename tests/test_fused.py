@@ -112,6 +112,15 @@ def test_attention_over_few_tokens(tokens: int) -> None:
     torch.testing.assert_close(products_triton.attention_backward(upstream, qkv.detach(), 2), theirs, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(("kib", "taken"), [(64, []), (99, [(65, 64)]), (227, [(65, 64), (65, 88), (128, 88)])])
+def test_attention_that_a_gpu_has_no_room_for_is_the_librarys(
+    kib: int, taken: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products_triton, "_shared_memory", lambda device: kib << 10)
+    sizes = [(65, 64), (65, 88), (128, 88), (129, 16)]
+    assert [size for size in sizes if products_triton.attends(*size, torch.device("cuda", 0))] == taken
+
+
 @pytest.mark.parametrize("rows", [1, 300, fused_triton.FEW_ROWS + 5])
 def test_sums_of_columns(rows: int) -> None:
     x = torch.randn(rows, 40, dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Compile our Triton kernels for GPUs that are not here, as they would be launched: ``python -m tests.triton_without_gpu``.
 
-It must run without Triton's interpreter (TRITON_INTERPRET=0), and prints a line for each compiled kernel.
+It must run without Triton's interpreter (TRITON_INTERPRET=0), and prints a line for each compiled kernel. What a kernel wants of
+shared memory must be there.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,11 @@ from bench.engine import augment_triton
 from models import depthwise_triton, fused, fused_triton, products_triton
 
 THREADS_OF_WARP = 32
+# Bytes of shared memory that a program may have on an A100, an RTX 3090 or 4090, and an H100 or H200, by compute capability: CUDA
+# C++ Programming Guide, table of technical specifications.
+SHARED = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10}
+# Tokens, heads and numbers of each: of the ablation of heads, ViT-Tiny and the matched ViT, besides a few.
+ATTENTION = ((16, 2, 4), (4, 1, 384), (65, 3, 64), (65, 5, 88))
 TYPES = {
     torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64", torch.uint8: "*u8", torch.int64: "*i64",
 }  # fmt: skip
@@ -49,6 +55,7 @@ class Compiled:
         source = triton.compiler.ASTSource(fn=self._kernel, signature=signature, constexprs=constants)
         compiled = triton.compile(source, target=GPUTarget("cuda", self._capability, THREADS_OF_WARP), options=options)
         assert compiled.asm["cubin"]
+        assert compiled.metadata.shared <= SHARED[self._capability], (self._kernel.fn.__name__, compiled.metadata.shared)
         pointers = " ".join(kind for kind in signature.values() if kind.startswith("*"))
         print(f"sm_{self._capability} {self._kernel.fn.__name__} {pointers}", flush=True)
 
@@ -66,8 +73,10 @@ def launch(dtype: torch.dtype) -> None:
     if dtype == torch.bfloat16:
         hidden, _ = products_triton.product_gelu(h.detach(), torch.empty(32, 8, dtype=dtype), torch.empty(32, dtype=dtype))
         products_triton.product_gelu_backward(h.detach(), torch.empty(8, 32, dtype=dtype), hidden)
-        for tokens in (16, 65):
-            fused._Attention.apply(torch.empty(2, tokens, 24, dtype=dtype, requires_grad=True), 2).sum().backward()  # type: ignore[no-untyped-call]
+        for tokens, heads, width in ATTENTION:
+            if products_triton.attends(tokens, width, torch.device("cpu")):
+                qkv = torch.empty(2, tokens, 3 * heads * width, dtype=dtype, requires_grad=True)
+                fused._Attention.apply(qkv, heads).sum().backward()  # type: ignore[no-untyped-call]
         images, plan, step = torch.empty(3, 40, 40, 3, dtype=torch.uint8), torch.empty(2, 3, 65, dtype=torch.int64), torch.ones(1)
         augment_triton.batch(images, plan, step.long(), torch.ones(3), torch.ones(3), 32)
 
@@ -77,14 +86,16 @@ def compile_for(capability: int, dtype: torch.dtype) -> None:
     kernels = {(module, name): getattr(module, name) for module, names in KERNELS.items() for name in names}
     for (module, name), kernel in kernels.items():
         setattr(module, name, Compiled(kernel, capability))
+    room, products_triton._shared_memory = products_triton._shared_memory, lambda device: SHARED[capability]
     try:
         launch(dtype)
     finally:
+        products_triton._shared_memory = room
         for (module, name), kernel in kernels.items():
             setattr(module, name, kernel)
 
 
 if __name__ == "__main__":
-    for capability in (80, 90):
+    for capability in SHARED:
         for dtype in NUMBERS:
             compile_for(capability, dtype)
