@@ -1,5 +1,6 @@
 """Weights in the lower precision, rounded together once in a forward pass, where autocast would round each where it is used."""
 
+import functools
 from typing import Any
 
 import torch
@@ -21,17 +22,16 @@ class Rounding:
         self._parameters = parameters
         self._copies = [torch.zeros_like(parameter, dtype=torch.bfloat16, requires_grad=False) for parameter in parameters]
         self._first = first
-        self._stream: torch.cuda.Stream | None = None
-        self._pending = False
+        self._pending: torch.cuda.Stream | None = None  # where the rest is copied, until it is waited for
         for place, parameter in enumerate(parameters):
             parameter.rounding = self, place  # type: ignore[attr-defined]
         network.register_forward_pre_hook(self._refresh)
 
     def of(self, place: int) -> Tensor:
         """The copy of the parameter at a place."""
-        if self._pending and place >= self._first and self._stream:
-            torch.cuda.current_stream(self._copies[place].device).wait_stream(self._stream)
-            self._pending = False
+        if self._pending and place >= self._first:
+            torch.cuda.current_stream(self._copies[place].device).wait_stream(self._pending)
+            self._pending = None
         return self._copies[place]
 
     @torch.no_grad()
@@ -40,17 +40,21 @@ class Rounding:
             return
         device = self._parameters[0].device
         if device.type == "cuda" and self._first < len(self._parameters):
-            self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(self._stream):
+            self._pending = _beside(device)
+            self._pending.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(self._pending):
                 self._copy(slice(self._first, None))
-            self._pending = True
             self._copy(slice(self._first))
         else:
             self._copy(slice(None))
 
     def _copy(self, places: slice) -> None:
         torch._foreach_copy_(self._copies[places], list[Tensor](self._parameters[places]))
+
+
+@functools.cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

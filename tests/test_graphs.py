@@ -17,7 +17,7 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     became: list[Any] = []
 
     @contextmanager
-    def graph(graph: object, stream: object) -> Iterator[None]:
+    def graph(graph: object, pool: object, stream: object) -> Iterator[None]:
         failed = True
         try:
             yield
@@ -42,6 +42,31 @@ def test_want_of_memory_comes_through_a_capture(streams: list[Any]) -> None:
     with pytest.raises(torch.OutOfMemoryError) as caught:
         graphs.capture(work)
     assert memory.ran_out(caught.value) and streams == ["the stream before"]
+
+
+def test_work_is_done_on_the_stream_that_it_is_recorded_on(streams: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream for each capture would keep memory of its own."""
+    order: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            order.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def current(stream: Stream) -> Iterator[None]:
+        order.append(f"on {stream.name}")
+        yield
+
+    trunk, before = Stream("the trunk"), Stream("the stream before")
+    monkeypatch.setattr(graphs, "_trunk", lambda device: trunk)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: before)
+    monkeypatch.setattr(torch.cuda, "stream", current)
+    graphs.captured(lambda: order.append("work"))
+    first, last = "the trunk waits for the stream before", "the stream before waits for the trunk"
+    assert order == [first, "on the trunk", *["work"] * graphs.WARM_UP, last, "work"]
 
 
 def test_a_capture_that_works_changes_no_stream(streams: list[Any]) -> None:

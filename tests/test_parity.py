@@ -47,11 +47,19 @@ def test_a_wrong_kernel_is_noticed(change: object, monkeypatch: pytest.MonkeyPat
     assert not agree("vit")
 
 
+def test_images_a_few_at_a_time_have_the_same_gradients() -> None:
+    _, layers = both("convnext")
+    x = torch.cat([images(), images()[:1]])
+    together, apart = (parity._gradients(layers, x, None, at_a_time) for at_a_time in (None, 2))
+    for one, other in zip(together, apart, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9)
+
+
 @interpreted
 def test_steps_and_evaluation_are_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """What only a GPU does, with steps that are repeated in place of a graph."""
 
-    def repeated(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def repeated(work: Callable[[], None]) -> Callable[[], None]:
         work()
         return work
 

@@ -1,9 +1,11 @@
 """Windows that take turns, and the memory and energy that are measured beside them."""
 
 import ctypes
+import gc
 import os
 import platform
 import sys
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -81,6 +83,29 @@ def test_after_a_warm_up_as_much_memory_is_at_hand(machine: int, reserved: int, 
 
 
 @tells_the_peak
+@pytest.mark.parametrize("function", ["memory_in_use", "peak_memory"])
+def test_what_only_the_collector_frees_is_freed_first(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network is a cycle; of a GPU nobody else would ask for its memory back."""
+    live = weakref.WeakSet[object]()
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+            live.add(self)
+
+    for count in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, count, lambda device: len(live))
+    for nothing in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, nothing, lambda device: None)
+    gpu = torch.device("cuda", 0)
+    gc.disable()
+    try:
+        Cycle()
+        assert {"memory_in_use": lambda: timing.memory_in_use(gpu), "peak_memory": lambda: peak_memory(int, gpu)}[function]() == 0
+    finally:
+        gc.enable()
+
+
 def test_peak_memory_sees_what_is_freed_again() -> None:
     size = 300_000_000
     before = peak_memory(lambda: None, CPU)

@@ -294,7 +294,8 @@ class Measurements:
         if not parity.fused_blocks_agree(fused, own(Execution()), images, within, lowest):
             raise RuntimeError("their gradients are not the layers'")
         ways = {"layers": own(layers), "fused": fused}
-        return self._in_turns({name: self._passes(partial(way.eval(), images), precision) for name, way in ways.items()})
+        pool = torch.cuda.graph_pool_handle()  # in turns they need no more than the larger of them, as a run does
+        return self._in_turns({name: self._passes(partial(way.eval(), images), precision, pool) for name, way in ways.items()})
 
     def _once(self, key: str, ways: Collection[str], measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         if key not in self._seconds:
@@ -353,15 +354,19 @@ class Measurements:
     def _damaged(self, reason: str) -> UserError:
         return UserError(f"{self._kept}: expected {reason}; delete the file to measure again")
 
-    def _passes(self, forward: Callable[[], Tensor], precision: Precision) -> Callable[[], None]:
-        """A forward and a backward pass; on CUDA within a graph, as a step is: launches would hide the kernels."""
+    def _passes(self, forward: Callable[[], Tensor], precision: Precision, pool: Any = None) -> Callable[[], None]:
+        """A forward and a backward pass; on CUDA within a graph, as a step is: launches would hide the kernels.
+
+        Args:
+            pool: memory for the graph.
+        """
 
         def compute() -> None:
             with Execution().precision(self._device, precision):
                 y = forward()
             y.backward(torch.ones_like(y))  # type: ignore[no-untyped-call]
 
-        return captured(compute, self._device) if self._device.type == "cuda" else compute
+        return captured(compute, pool) if self._device.type == "cuda" else compute
 
     def _in_turns(self, ways: Mapping[str, Callable[[], None]]) -> dict[str, float]:
         """The shortest seconds of each way to do the same work; they take turns, so that a burst of other work falls on all."""

@@ -3,16 +3,21 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 WARM_UP = 3  # launched kernel by kernel before a capture: libraries choose algorithms, an optimizer makes its state
 
 
-def captured(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Do the work a few times, record it, and return what repeats it on the same memory."""
-    aside(work, device, times=WARM_UP)
-    return Repeated(work, capture(work))
+def captured(work: Callable[[], None], pool: Any = None) -> "Repeated":
+    """Do the work a few times, record it, and return what repeats it on the same memory.
+
+    Args:
+        pool: of :func:`torch.cuda.graph_pool_handle`: memory for work that leaves nothing there, of graphs that take turns.
+    """
+    aside(work, times=WARM_UP)
+    return Repeated(work, capture(work, pool))
 
 
 @dataclass(frozen=True)
@@ -27,22 +32,22 @@ class Repeated:
         self.graph.replay()
 
 
-def aside(work: Callable[[], None], device: torch.device, *, times: int = 1, stream: torch.cuda.Stream | None = None) -> None:
-    """Do the work on a stream of its own, as capturing requires of all that comes before it."""
-    stream = stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream(device))
+def aside(work: Callable[[], None], *, times: int = 1) -> None:
+    """Do the work on the stream that it will be recorded on, as capturing requires of all that comes before it."""
+    stream = _trunk(torch.cuda.current_device())
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(times):
             work()
-    torch.cuda.current_stream(device).wait_stream(stream)
+    torch.cuda.current_stream().wait_stream(stream)
 
 
-def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+def capture(work: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:
     """Record what the work launches, without doing it. An exception of the work ends the recording and comes through."""
     graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     failure: BaseException | None = None
     try:
-        with torch.cuda.graph(graph, stream=_trunk(torch.cuda.current_device())):
+        with torch.cuda.graph(graph, pool, _trunk(torch.cuda.current_device())):
             try:
                 work()
             except BaseException as error:
@@ -58,5 +63,8 @@ def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
 
 @functools.cache
 def _trunk(device: int) -> torch.cuda.Stream:
-    """What is captured on it goes before what branches off, where both want the GPU: each kernel waits for the one before."""
+    """What is captured on it goes before what branches off, where both want the GPU: each kernel waits for the one before.
+
+    It is one for all captures of the process, for torch keeps 32 MiB for cuBLAS with each stream, for good.
+    """
     return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]

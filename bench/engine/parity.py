@@ -18,7 +18,9 @@ from bench.engine.optimizer import updates_beside
 from models.stochastic_depth import give_factors, rates
 
 EVALUATED = 2500  # images at a time, as on a GPU in bench.engine.evaluate
+EXACT = 16  # images at a time in float64, so that all of this needs no more memory than a step
 AS_EXACT = 3.0  # times the layers' own distance from float64 is allowed, and
+ALL = slice(None)
 # of the value besides: roundings differ, and a single number may be exact by chance
 ALLOWED = {torch.bfloat16: 0.02, torch.float32: 1e-3}
 # of the largest gradient: one that is truly zero, as of a bias before a norm, is all rounding
@@ -40,7 +42,7 @@ def fused_blocks_agree(
     _open(reference)
     exact = copy.deepcopy(reference).double()
     found, accepted = _gradients(fused, images, precision), _gradients(reference, images, precision)
-    if not _as_near(found, accepted, _gradients(exact, images.double(), None), lowest):
+    if not _as_near(found, accepted, _gradients(exact, images.double(), None, EXACT), lowest):
         return False
     del exact
     if images.device.type != "cuda":
@@ -67,28 +69,35 @@ def _as_near(found: list[Tensor], accepted: list[Tensor], exact: list[Tensor], l
     return True
 
 
-def _logits(network: nn.Module, images: Tensor, precision: AbstractContextManager[Any] | None) -> Tensor:
+def _logits(network: nn.Module, images: Tensor, precision: AbstractContextManager[Any] | None, part: slice = ALL) -> Tensor:
     count = len(rates(network))
     # a third of the branches is left out
     factors = torch.arange(count * len(images), device=images.device).remainder(3).gt(0) * 1.25
-    give_factors(network, factors.view(count, len(images)))
+    give_factors(network, factors.view(count, len(images))[:, part])
     with precision or nullcontext():
-        return network(images)  # type: ignore[no-any-return]
+        return network(images[part])  # type: ignore[no-any-return]
 
 
-def _upstream(logits: Tensor) -> Tensor:
-    return torch.linspace(-1, 1, logits.numel(), device=logits.device).to(logits.dtype).view_as(logits)
+def _upstream(logits: Tensor, images: Tensor, part: slice = ALL) -> Tensor:
+    upstream = torch.linspace(-1, 1, len(images) * logits.shape[1], device=logits.device).to(logits.dtype)
+    return upstream.view(len(images), -1)[part]
 
 
-def _gradients(network: nn.Module, images: Tensor, precision: AbstractContextManager[Any] | None) -> list[Tensor]:
-    """Logits, and the gradients of all parameters that train, in float64."""
+def _gradients(
+    network: nn.Module, images: Tensor, precision: AbstractContextManager[Any] | None, at_a_time: int | None = None
+) -> list[Tensor]:
+    """Logits, and the gradients of all parameters that train, in float64; of all images together unless ``at_a_time`` is less."""
     network.train()
     network.zero_grad(set_to_none=True)
-    logits = _logits(network, images, precision)
-    logits.backward(_upstream(logits))  # type: ignore[no-untyped-call]
+    of_images = []
+    for start in range(0, len(images), at_a_time or len(images)):
+        part = slice(start, start + (at_a_time or len(images)))
+        logits = _logits(network, images, precision, part)
+        logits.backward(_upstream(logits, images, part))  # type: ignore[no-untyped-call]
+        of_images.append(logits.detach())
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     network.zero_grad(set_to_none=True)
-    return [found.detach().double() for found in (logits, *gradients)]
+    return [found.detach().double() for found in (torch.cat(of_images), *gradients)]
 
 
 @torch.no_grad()
@@ -115,10 +124,10 @@ def _steps_are_the_same(network: nn.Module, images: Tensor, precision: AbstractC
             optimizer.zero_grad(set_to_none=True)
             logits = _logits(network, images, precision)
             with updates_beside(optimizer, images.device, on=beside):
-                logits.backward(_upstream(logits))  # type: ignore[no-untyped-call]
+                logits.backward(_upstream(logits, images))  # type: ignore[no-untyped-call]
             optimizer.step()
 
-        captured(step, images.device)()
+        captured(step)()
         ended.append([parameter.detach().clone() for parameter in network.parameters()])
         network.zero_grad(set_to_none=True)
     return all(torch.equal(one, other) for one, other in zip(*ended, strict=True))

@@ -80,7 +80,6 @@ class TrainingStep:
         self._not_finite = torch.zeros((), device=device)
         optimizer.found_inf, optimizer.grad_scale = self._not_finite, None  # type: ignore[attr-defined]
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._aside = torch.cuda.Stream(device) if self._captures else None  # type: ignore[no-untyped-call]
         self._launched = 0
 
     def begin_epoch(self, draws: Draws, factors: Sequence[float]) -> None:
@@ -109,7 +108,7 @@ class TrainingStep:
         if not self._captures:
             self._compute()
         elif self._launched < graphs.WARM_UP:  # real steps, launched kernel by kernel
-            graphs.aside(self._compute, self._device, stream=self._aside)
+            graphs.aside(self._compute)
         else:
             self._graph = self._graph or graphs.capture(self._compute)
             self._graph.replay()

@@ -285,7 +285,7 @@ def bare_step(experiment: Experiment, execution: Execution, *, batch_size: int, 
 
     if not execution.cuda_graph:
         return _repeated(compute)
-    return _repeated(captured(compute, device))
+    return _repeated(captured(compute))
 
 
 def _repeated(once: Callable[[], None]) -> Steps:

@@ -98,9 +98,9 @@ def memory_in_use(device: torch.device) -> int | None:
 
     None where the system does not tell (only Linux does on a CPU).
     """
+    gc.collect()
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    gc.collect()
     memory.give_back()
     return _bytes_of_process("VmRSS")
 
@@ -123,12 +123,12 @@ def has_room(device: torch.device, most: int) -> bool:
 
 def peak_memory(work: Callable[[], Any], device: torch.device) -> int | None:
     """The most :func:`memory_in_use` while ``work`` runs. What earlier work has freed does not count."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         work()
         synchronize(device)
         return torch.cuda.max_memory_allocated(device)
-    gc.collect()
     memory.give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
