@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
+from bench import environment
 from bench.catalog import find
 from bench.engine import execution, ranks
 from bench.engine.checkpoint import CheckpointFolder
@@ -237,6 +238,24 @@ def test_reference_and_fp32_measure_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 def test_bf16_without_units_is_computed_in_fp32(units: float, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_times(monkeypatch, {"units": units, "fp32": 1.0})
     assert Measurements(CPU, None).bf16() == chosen
+
+
+@pytest.mark.parametrize(
+    ("capability", "units", "chosen"),
+    [((7, 5), 3.0, "fp32"), ((7, 5), 0.9, "units"), ((8, 0), 3.0, "units"), ((12, 0), 3.0, "units")],
+)
+def test_a_gpu_older_than_ampere_is_asked(
+    capability: tuple[int, int], units: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what follows is measured in the precision that it answers."""
+    alternatives = dict.fromkeys(["convolution", "matrix", "triton", "fp32", "layers", "fused"], 1.0)
+    log = fake_times(monkeypatch, alternatives | {"units": units})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(environment, "device_name", lambda device: "a GPU")
+    monkeypatch.setattr(execution, "triton_works", lambda: True)
+    assert choose(small_network(), "bf16", torch.device("cuda", 0), Choices(), steps=10).bf16 == chosen
+    measured = {key.split()[-1] for key in log if key != "bf16"}
+    assert measured == {"fp32" if chosen == "fp32" else "bf16"} and any(key.startswith("blocks") for key in log)
 
 
 class Clock:

@@ -42,6 +42,7 @@ ENOUGH = 0.4  # seconds of them, after which a slow method (bf16 without units t
 REPLAYED = 20  # of a graph in one measurement
 BATCH = 128  # images of a measurement: the recipes' batch
 METHODS = {"cpu": 4, "cuda": 5}  # counts the changes to what a method takes: what was measured before is measured again
+AMPERE = 8, 0  # its compute capability
 IMAGE_CHANNELS = 3  # what has no more of them is an image, which needs no gradient
 
 
@@ -122,8 +123,8 @@ def choose(network: nn.Module, precision: Precision, device: torch.device, choic
     methods: dict[int, Method] = {}
     patches: PatchMethod = "convolution"
     attention: AttentionMethod = "fused"
+    arithmetic: Precision = "fp32" if bf16 == "fp32" else precision
     if choices.depthwise == "auto":
-        arithmetic: Precision = "fp32" if bf16 == "fp32" else precision
         patches = measured.patches(patch_layers(network), arithmetic)
         attention = measured.attention(attention_layers(network), arithmetic)
         for side, width in sorted(depthwise_maps(network)):
@@ -136,7 +137,7 @@ def choose(network: nn.Module, precision: Precision, device: torch.device, choic
         bf16=bf16,
         cuda_graph=device.type == "cuda" and choices.cuda_graph != "off",
     )
-    if choices.depthwise == "auto" and choices.compile != "on" and measured.blocks(network, execution, precision) == "fused":
+    if choices.depthwise == "auto" and choices.compile != "on" and measured.blocks(network, execution, arithmetic) == "fused":
         return replace(execution, blocks="fused")
     pays_from = COMPILE_FROM_STEPS[device.type]
     pays = pays_from is not None and steps >= pays_from
@@ -166,20 +167,22 @@ class Measurements:
         return self._seconds
 
     def bf16(self) -> Literal["units", "fp32"]:
-        """What to compute bf16 in. A GPU has units for it.
+        """What to compute bf16 in. A GPU has units for it, from NVIDIA's Ampere on.
 
         Of a CPU neither its name nor its flags decide: libraries emulate what it lacks, instruction by instruction, and a Xeon
-        whose virtual machine shows ``avx512_bf16`` and hides AMX multiplies 85 GFLOP/s a core with that, 172 in fp32.
+        whose virtual machine shows ``avx512_bf16`` and hides AMX multiplies 85 GFLOP/s a core with that, 172 in fp32. So does CUDA
+        on older GPUs.
         """
-        return "fp32" if self.bf16_slowdown() > FASTER_BY["cpu"] else "units"
+        return "fp32" if self.bf16_slowdown() > FASTER_BY[self._device.type] else "units"
 
     def bf16_slowdown(self) -> float:
-        """How many times as long as in fp32 a linear layer's two passes take in bf16."""
-        if self._device.type != "cpu":
+        """How many times as long as in fp32 a linear layer's two passes take in bf16; 0 where nobody needs to ask."""
+        if self._device.type == "cuda" and torch.cuda.get_device_capability(self._device) >= AMPERE:
             return 0.0
 
         def times() -> dict[str, float]:
-            forward = partial(nn.Linear(384, 1536), torch.randn(4 * BATCH, 384, requires_grad=True))
+            layer = nn.Linear(384, 1536).to(self._device)
+            forward = partial(layer, torch.randn(4 * BATCH, 384, device=self._device, requires_grad=True))
             return self._in_turns({"units": self._passes(forward, "bf16"), "fp32": self._passes(forward, "fp32")})
 
         seconds = self._once("bf16", ("units", "fp32"), times)
