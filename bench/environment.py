@@ -58,10 +58,14 @@ def prepared(name: str) -> torch.device:
 
 
 def answers(device: torch.device) -> bool:
-    """Whether a device still computes for this process; after some errors a GPU does not until the process ends."""
+    """Whether a device still computes for this process; after some errors a GPU does not until the process ends.
+
+    Nor does torch's allocator after a capture that could not be ended.
+    """
     try:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+            torch.cuda.empty_cache()
     except RuntimeError:
         return False
     return True

@@ -222,7 +222,7 @@ def _statuses(due: Sequence[Run], settings: Settings, time_left: TimeLeft, devic
         time_left.began(run)
         statuses.append(status_of(run, settings, f"{i}/{len(due)}"))
         gc.collect()  # a compiled network is a cycle, and holds its memory until then
-        if statuses[-1] == "failed" and not environment.answers(device):
+        if statuses[-1] in ("failed", "out_of_memory") and not environment.answers(device):
             print(f"{device} does not answer this process any more; the same command goes on with the others", flush=True)
             return statuses + (len(due) - i) * [NOT_BEGUN]
         time_left.ended(run, statuses[-1])

@@ -36,13 +36,13 @@ def serve(answers: int) -> None:
                 status = "failed"
             with suppress(BrokenPipeError):  # the grid is gone, and no further line will come
                 os.write(answers, f"{status}\n".encode())
-            gc.collect()  # a compiled network is a cycle, and holds its memory until then
-            torch.cuda.empty_cache()  # other processes may need it before the next run here
             device = environment.choose_device(chosen.device)
             if status == "failed" and not environment.answers(device):
                 return  # the next run gets a process to which the GPU answers
             if status == "out_of_memory" and device.type == "cuda":
                 return  # it may have been within a capture, which leaves CUDA in disorder
+            gc.collect()  # a compiled network is a cycle, and holds its memory until then
+            torch.cuda.empty_cache()  # other processes may need it before the next run here
     finally:
         os.close(answers)
 

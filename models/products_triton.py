@@ -105,7 +105,7 @@ def _shared_memory(device: torch.device) -> int:
     """Bytes of a program at most; the interpreter knows no bound."""
     if device.type != "cuda":
         return sys.maxsize
-    return int(triton.compiler.max_shared_mem(device.index))  # which launches are held against
+    return int(triton.compiler.compiler.max_shared_mem(device.index))  # which launches are held against
 
 
 def attention(qkv: Tensor, heads: int) -> Tensor:

@@ -26,13 +26,19 @@ class Rounding:
         for place, parameter in enumerate(parameters):
             parameter.rounding = self, place  # type: ignore[attr-defined]
         network.register_forward_pre_hook(self._refresh)
+        # a forward pass that fails may have waited for nothing yet; a capture ends in order only once its branches are joined
+        network.register_forward_hook(lambda *_: self._wait(), always_call=True)
 
     def of(self, place: int) -> Tensor:
         """The copy of the parameter at a place."""
-        if self._pending and place >= self._first:
-            torch.cuda.current_stream(self._copies[place].device).wait_stream(self._pending)
-            self._pending = None
+        if place >= self._first:
+            self._wait()
         return self._copies[place]
+
+    def _wait(self) -> None:
+        if self._pending:
+            torch.cuda.current_stream(self._pending.device).wait_stream(self._pending)
+            self._pending = None
 
     @torch.no_grad()
     def _refresh(self, network: nn.Module, given: Any) -> None:

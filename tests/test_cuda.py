@@ -220,7 +220,9 @@ def test_fused_blocks_are_as_exact_as_their_layers(name: str, precision: Precisi
     assert len(one) == len(other) == len(true)
     for mine, theirs, right in zip(one, other, true, strict=True):
         off, accepted = (((found.double() - right).norm() / (right.norm() + 1e-2)).item() for found in (mine, theirs))
-        assert off < max(2 * accepted, 2e-5), tuple(right.shape)
+        # a single number of the layers' may be exact by chance, where the other's rounding is bf16's
+        least = 0.05 if right.ndim == 0 and precision == "bf16" else 2e-5
+        assert off < max(2 * accepted, least), tuple(right.shape)
 
 
 @pytest.mark.parametrize(

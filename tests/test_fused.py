@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from bench.engine.device_data import draw_epoch
 from bench.measure import loops
 from models import Attention, convnext, fused_triton, mixer, products_triton, vit
 from models.fused import fuse
+from models.rounding import Rounding
 from models.stochastic_depth import give_factors, rates
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/test_cuda.py tests what is compiled")
@@ -119,6 +121,30 @@ def test_attention_that_a_gpu_has_no_room_for_is_the_librarys(
     monkeypatch.setattr(products_triton, "_shared_memory", lambda device: kib << 10)
     sizes = [(65, 64), (65, 88), (128, 88), (129, 16)]
     assert [size for size in sizes if products_triton.attends(*size, torch.device("cuda", 0))] == taken
+
+
+def test_triton_tells_the_room_of_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(get_device_properties=lambda index: {"max_shared_mem": (99 + index) << 10})
+    driver = SimpleNamespace(active=SimpleNamespace(utils=properties))
+    monkeypatch.setattr("triton.compiler.compiler.driver", driver)
+    assert products_triton._shared_memory.__wrapped__(torch.device("cuda", 1)) == 100 << 10
+
+
+def test_a_pass_that_fails_waits_for_what_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies go on beside the first layers; a capture that they are not joined to cannot be ended."""
+    waited: list[object] = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(wait_stream=waited.append))
+
+    class Failing(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    network = Failing(2, 2)
+    rounding = Rounding(network, [network.weight, network.bias])
+    copies = rounding._pending = SimpleNamespace(device=torch.device("cuda", 0))  # type: ignore[assignment]
+    with pytest.raises(torch.OutOfMemoryError):
+        network(torch.ones(2))
+    assert waited == [copies] and rounding._pending is None
 
 
 @pytest.mark.parametrize("rows", [1, 300, fused_triton.FEW_ROWS + 5])

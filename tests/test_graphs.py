@@ -1,7 +1,7 @@
 """What a capture does when its work fails, with a GPU that is not there."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -44,8 +44,11 @@ def test_want_of_memory_comes_through_a_capture(streams: list[Any]) -> None:
     assert memory.ran_out(caught.value) and streams == ["the stream before"]
 
 
-def test_work_is_done_on_the_stream_that_it_is_recorded_on(streams: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream for each capture would keep memory of its own."""
+@pytest.mark.parametrize("fails", [False, True])
+def test_work_is_done_on_the_stream_that_it_is_recorded_on(
+    fails: bool, streams: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream for each capture would keep memory of its own. What comes next waits for what failed, too: it uses its memory."""
     order: list[str] = []
 
     class Stream:
@@ -64,9 +67,17 @@ def test_work_is_done_on_the_stream_that_it_is_recorded_on(streams: list[Any], m
     monkeypatch.setattr(graphs, "_trunk", lambda device: trunk)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: before)
     monkeypatch.setattr(torch.cuda, "stream", current)
-    graphs.captured(lambda: order.append("work"))
+
+    def work() -> None:
+        order.append("work")
+        if fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError) if fails else nullcontext():
+        graphs.captured(work)
+    times = 1 if fails else graphs.WARM_UP
     first, last = "the trunk waits for the stream before", "the stream before waits for the trunk"
-    assert order == [first, "on the trunk", *["work"] * graphs.WARM_UP, last, "work"]
+    assert order == [first, "on the trunk", *["work"] * times, last, *([] if fails else ["work"])]
 
 
 def test_a_capture_that_works_changes_no_stream(streams: list[Any]) -> None:

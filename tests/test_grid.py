@@ -218,8 +218,15 @@ def test_a_failing_run_becomes_a_record_and_the_others_go_on(
     assert f"1 {status}, 2 done" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), "failed"),
+        (torch.OutOfMemoryError("CUDA out of memory, within a capture"), "out_of_memory"),
+    ],
+)
 def test_after_a_device_is_lost_the_other_runs_stay_due(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They would fail one after another, each with a record that says so."""
 
@@ -229,7 +236,7 @@ def test_after_a_device_is_lost_the_other_runs_stay_due(
     def build(run: Any, classes: int, initial: Any, device: Any) -> Any:
         if run.experiment.name == "cifar100/baseline_F1":
             monkeypatch.setattr(grid.environment, "answers", lambda device: answers(torch.device("cuda")))
-            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+            raise error
         return small_network(classes)
 
     answers = grid.environment.answers
@@ -237,10 +244,10 @@ def test_after_a_device_is_lost_the_other_runs_stay_due(
     monkeypatch.setattr(grid, "build_network", build)
     assert run_grid(tmp_path, ONLY="cifar100/baseline_F?") == 1
     statuses = {name: record["results"]["status"] for name, record in records(tmp_path).items()}
-    assert statuses == {"cifar100/baseline_F0 0": "done", "cifar100/baseline_F1 0": "failed"}
+    assert statuses == {"cifar100/baseline_F0 0": "done", "cifar100/baseline_F1 0": status}
     said = capsys.readouterr().out
     assert "cpu does not answer this process any more; the same command goes on with the others" in said
-    assert "1 done, 1 failed, 1 not begun in" in said
+    assert f"1 done, 1 {status}, 1 not begun in" in said
     monkeypatch.undo()
     assert grid.environment.answers(torch.device("cpu"))
     monkeypatch.setattr(grid, "build_network", lambda run, classes, initial, device: small_network(classes))

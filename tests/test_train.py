@@ -3,6 +3,7 @@
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -267,13 +268,16 @@ def test_a_run_stays_on_its_type_of_device(tmp_path: Path) -> None:
         train_small(small_run(), tmp_path)
 
 
-def test_a_run_with_fused_blocks_needs_them_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", [{"blocks": "fused"}, {"depthwise": {4: "triton"}}])
+def test_a_run_with_kernels_of_ours_needs_them_to_go_on(
+    mode: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("bench.engine.train.triton_works", lambda: False)
     train_small(small_run(), tmp_path)
     checkpoint = CheckpointFolder(tmp_path)
     state = checkpoint.load(small_run().configuration_sha256, CPU)
     assert state is not None
-    state["progress"]["execution"]["blocks"] = "fused"
+    state["progress"]["execution"] |= mode
     checkpoint.save(state)
     with pytest.raises(UserError, match=r"last.pt: expected Triton, with which the run began.*or delete the checkpoint to start"):
         train_small(small_run(), tmp_path)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -265,11 +266,14 @@ def test_a_server_answers_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (False, ["done", "done", "failed"]),
     ):
         monkeypatch.setattr(serving.environment, "answers", lambda device, answers=answers: answers)
+        emptied: list[bool] = []
+        monkeypatch.setattr(torch.cuda, "empty_cache", partial(emptied.append, True))
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
         reading, writing = os.pipe()
         serving.serve(writing)
         with os.fdopen(reading) as file:
             assert file.read().splitlines() == expected
+        assert len(emptied) == len(expected) - (not answers), "a GPU that does not answer refuses that too"
         assert "error: expected the weights, found none\n" in capsys.readouterr().err
     reading, writing = os.pipe()
     os.close(reading)

@@ -36,10 +36,12 @@ def aside(work: Callable[[], None], *, times: int = 1) -> None:
     """Do the work on the stream that it will be recorded on, as capturing requires of all that comes before it."""
     stream = _trunk(torch.cuda.current_device())
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(times):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(times):
+                work()
+    finally:
+        torch.cuda.current_stream().wait_stream(stream)
 
 
 def capture(work: Callable[[], None], pool: Any = None) -> torch.cuda.CUDAGraph:

@@ -162,7 +162,8 @@ def train(
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         state["progress"]["execution"] = Execution(**state["progress"]["execution"])
-        if state["progress"]["execution"].blocks == "fused" and not triton_works():
+        mode = state["progress"]["execution"]
+        if (mode.blocks == "fused" or "triton" in mode.depthwise.values()) and not triton_works():
             raise UserError(
                 f"{checkpoint.last}: expected Triton, with which the run began, found that it does not work here; "
                 "go on where it does, or delete the checkpoint to start the run again"

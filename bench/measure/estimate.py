@@ -3,6 +3,7 @@
 An estimate serves a person who decides whether to wait; it is never written into a record.
 """
 
+import gc
 import statistics
 import threading
 import time
@@ -61,6 +62,7 @@ class Estimator:
         return self._per_image[key]
 
     def _measure(self, model: Model, recipe: Recipe, frozen: bool, classes: int) -> tuple[float, float]:
+        gc.collect()  # a network is a cycle, and the last one holds its memory until then
         network = networks.build(model, classes=classes, seed=0)
         network = network.to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         execution = choose(network, recipe.precision, self._device, self._choices, steps=TIMED_STEPS)  # never worth compiling

@@ -241,6 +241,7 @@ class Bench:
 
     def _once(self, experiment: Experiment, execution: Execution, batch_size: int, expected: float) -> float:
         """Images per second in one window, at another batch size than the recipe's."""
+        gc.collect()  # a network is a cycle, and the last one holds its memory until then
         step = loops.ours(experiment, self._split, execution, batch_size=batch_size, classes=loops.CLASSES, device=self._device)
         step(_cold(execution))
         count = max(1, round(self._window_seconds * expected / batch_size))
