@@ -240,11 +240,15 @@ def _positive(flag: str, text: str) -> float:
     return number
 
 
+def _there_are_results(chosen: Settings) -> None:
+    if not chosen.results.is_dir():
+        raise UserError(f"RESULTS={chosen.results}: expected a folder, found none; choose another, or run an experiment")
+
+
 def _report(chosen: Settings) -> int:
     from bench.report import write_report
 
-    if not chosen.results.is_dir():
-        raise UserError(f"RESULTS={chosen.results}: expected a folder, found none; choose another, or run an experiment")
+    _there_are_results(chosen)
     for path in write_report(chosen.results):
         print(f"wrote {path}")
     return 0
@@ -254,6 +258,7 @@ def _figures(chosen: Settings, without_images: bool) -> int:
     from bench.report.figures import write_figures
     from bench.report.figures.events import write_events
 
+    _there_are_results(chosen)
     outcome = write_figures(chosen.results, datasets=chosen.datasets, device=chosen.device, images=not without_images)
     for path in [*outcome.written, write_events(chosen.results)]:
         print(f"wrote {path}")

@@ -1,6 +1,7 @@
 """What a user chooses: by flag, else by environment variable, else by default. All of it is about selection and places."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -118,6 +119,9 @@ def settings(
     for name, folder in (("DATASETS", datasets), ("RESULTS", results)):
         if not folder:
             raise UserError(f"{name}: expected a folder, found an empty name; leave it out for {DEFAULTS[name]!r}")
+        with suppress(OSError):  # of a name too long, of which the command will tell
+            if Path(folder).expanduser().is_file():
+                raise UserError(f"{name}={folder}: expected a folder, found a file; choose another with {name}=")
     for name, value, kind in (
         ("DEPTHWISE", depthwise, Depthwise),
         ("COMPILE", compile, Switch),

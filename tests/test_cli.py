@@ -1,15 +1,20 @@
 """The command line: what a mistake looks like, and where a choice comes from."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bench import cli, errors
 from bench.catalog import EXPERIMENTS
-from bench.environment import choose_device, code_state, describe, instructions, prepared, seed_for
+from bench.environment import ROOT, choose_device, code_state, describe, instructions, prepared, seed_for
 from bench.errors import UserError
 from bench.experiment import Weights
 from bench.grid import initial_weights
@@ -42,6 +47,11 @@ from tests.records import record_of, run_of
         (["report", "--results", ""], "RESULTS: expected a folder, found an empty name; leave it out for 'results'"),
         (["list", "--datasets", ""], "DATASETS: expected a folder, found an empty name; leave it out for 'datasets'"),
         (["report", "--results", "nowhere"], "RESULTS=nowhere: expected a folder, found none"),
+        (["figures", "--results", "nowhere"], "RESULTS=nowhere: expected a folder, found none"),
+        (
+            ["list", "--results", str(ROOT / "README.md")],
+            "README.md: expected a folder, found a file; choose another with RESULTS=",
+        ),
         (["plan", "--gpu-seconds-per-epoch", "1e300"], "expected a number above 0 and below 1,000,000,000, found '1e300'"),
         (["show", "cifar100/baseline", "--seed", "0 1"], "--seed, else SEEDS: expected one whole number, found 2"),
         (["run", "cifar100/baseline", "--profile", "smoke", "--results", "/proc/none"], "choose another folder with RESULTS="),
@@ -182,6 +192,35 @@ def test_cost_prints_what_each_kind_of_attention_adds(capsys: pytest.CaptureFixt
 
 
 # ---- the machine and the code ----------------------------------------------------------------------------------------------
+
+
+# ---- where the output goes ----------------------------------------------------------------------------------------------
+
+
+def writing(stdout: Any, *arguments: str, **environ: str) -> tuple[int, str]:
+    """Exit status and errors of a command."""
+    command = [sys.executable, "-m", "bench", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, env=os.environ | environ)
+    if process.stdout:
+        process.stdout.close()
+    return process.wait(), process.communicate()[1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_an_output_that_is_full_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        assert writing(full, "list") == (errors.EXIT_USER, "error: standard output: cannot be written (No space left on device)\n")
+
+
+def test_a_reader_who_leaves_hears_nothing() -> None:
+    assert writing(subprocess.PIPE, "list") == (128 + signal.SIGPIPE, "")
+
+
+def test_a_terminal_need_not_know_every_character(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        assert writing(file, "show", "cifar100/baseline", PYTHONIOENCODING="ascii") == (0, "")
+    assert output.read_text().isascii() and "cifar100/baseline" in output.read_text()
 
 
 def test_seeds_differ_by_key_and_fit_every_generator() -> None:
