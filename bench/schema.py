@@ -65,6 +65,7 @@ FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 COUNT = Kind("a whole number from 0", _is_count)
 SEED = Kind("a whole number from 0", lambda value: type(value) is int and value >= 0)
 NUMBER = Kind("a finite number", _is_number)
+LOSS = Kind("a finite number from 0", lambda value: _is_number(value) and value >= 0)
 POSITIVE = Kind("a number above 0", lambda value: _is_number(value) and value > 0)
 SECONDS = Kind(
     f"a positive number of seconds, {SHORTEST:g} to {LONGEST:g}", lambda value: _is_number(value) and SHORTEST <= value <= LONGEST
@@ -129,15 +130,15 @@ FIELDS = (
     Field("results.epochs.*", OBJECT),
     Field("results.epochs.*.epoch", COUNT, reported=False),
     Field("results.epochs.*.train", OBJECT),
-    Field("results.epochs.*.train.loss", NUMBER, reported=False),
+    Field("results.epochs.*.train.loss", LOSS, reported=False),
     Field("results.epochs.*.train.correct", COUNT, reported=False),
     Field("results.epochs.*.train.images", COUNT),
     Field("results.epochs.*.validation", OBJECT.or_null(), reported=False),
-    Field("results.epochs.*.validation.loss", NUMBER, reported=False),
+    Field("results.epochs.*.validation.loss", LOSS, reported=False),
     Field("results.epochs.*.validation.correct", COUNT, reported=False),
     Field("results.epochs.*.validation.images", COUNT),
     Field("results.epochs.*.test", OBJECT, reported=False),
-    Field("results.epochs.*.test.loss", NUMBER, reported=False),
+    Field("results.epochs.*.test.loss", LOSS, reported=False),
     Field("results.epochs.*.test.correct", COUNT),
     Field("results.epochs.*.test.images", COUNT),
     Field("timings", OBJECT),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.catalog import find
-from bench.engine.train import results
+from bench.engine.train import results, schedule
 from bench.environment import ROOT
 from bench.experiment import Run, Weights, canonical_json
 from bench.ledger import Record
@@ -33,13 +33,14 @@ def record_of(run: Run, correct: Sequence[int] = (1170, 1359, 1449, 1439)) -> Re
     training = experiment.train_images or spec.train.count
     held_out = round(experiment.recipe.validation_fraction * training)
     images = {"train": training - held_out, "validation": held_out, "test": experiment.test_images or spec.test.count}
+    steps = images["train"] // experiment.recipe.batch_size
     gates = dict.fromkeys(experiment.model.sites or (), -0.05)
     epochs = [
         {
             "epoch": number,
             "trainable_parameters": 28_000_000,
-            "learning_rate_factor": 0.5,
-            "train": counts(count, images["train"] - images["train"] % experiment.recipe.batch_size),
+            "learning_rate_factor": schedule(experiment.recipe, number * steps - 1, steps),
+            "train": counts(count, steps * experiment.recipe.batch_size),
             "validation": counts(count // 10, held_out) if held_out else None,
             "test": counts(count, images["test"]),
             **({"gates": gates} if gates else {}),

@@ -162,6 +162,37 @@ PROBLEMS: dict[str, tuple[Callable[[Record], None], str]] = {
     # epochs
     "an epoch counted twice": (put(*EPOCHS, 2, "epoch", value=2), "results.epochs.3.epoch: expected 3, found 2"),
     "an epoch lost": (put(*EPOCHS, 3, value=GONE), "results.epochs: expected 4 epochs, found 3"),
+    "a loss below zero": (
+        put(*EPOCHS, 0, "test", "loss", value=-1.0),
+        "results.epochs.1.test.loss: expected a finite number from 0",
+    ),
+    "a rate that the schedule has not": (
+        put(*EPOCHS, 1, "learning_rate_factor", value=0.5),
+        "results.epochs.2.learning_rate_factor: expected 0.5",  # 0.53...
+    ),
+    "no rate": (put(*EPOCHS, 1, "learning_rate_factor", value=GONE), "results.epochs.2.learning_rate_factor: expected 0.5"),
+    # times and machine
+    "an end before the start": (
+        put("timings", "finished", value="1970-01-01T00:00:00+00:00"),
+        "timings.finished: expected a time from 2026-11-01T00:00:00+00:00, found 1970",
+    ),
+    "no time": (put("timings", "finished", value="soon"), "timings: expected started and finished as two times of one kind, found"),
+    "times of two kinds": (
+        put("timings", "finished", value="2026-11-01T00:01:00"),
+        "timings: expected started and finished as two times of one kind, found",
+    ),
+    "epochs longer than the run": (
+        put("timings", "epochs", 1, "train_seconds", value=1e6),
+        "timings.epochs: expected at most 60 s together, found 1.00001e+06",
+    ),
+    "a CPU with a GPU's driver": (
+        put("environment", "driver", value="580.65"),
+        "environment.driver: expected null for a CPU, by environment.cuda, found '580.65'",
+    ),
+    "a GPU with a CPU's instructions": (
+        lambda record: record["environment"].update(cuda="13.0", instructions="AVX2"),
+        "environment.instructions: expected null for a GPU, by environment.cuda, found 'AVX2'",
+    ),
     "times lost": (put("timings", "epochs", 0, value=GONE), "timings.epochs: expected 4 epochs, found 3"),
     # final numbers
     "a better accuracy": (
@@ -288,7 +319,7 @@ def test_locks_of_earlier_commits_are_known() -> None:
     [
         (lambda text: "", "JSON: expected a record, found Expecting value"),
         (lambda text: text[:-20], "JSON: expected a record, found Unterminated"),
-        (lambda text: text.replace("2.5", "NaN", 1), "results.epochs.1.test.loss: expected a finite number, found nan"),
+        (lambda text: text.replace("2.5", "NaN", 1), "results.epochs.1.test.loss: expected a finite number from 0, found nan"),
         (
             lambda text: text.replace("0.05,", "1e999,", 1),
             "configuration.experiment.recipe.warmup_fraction: expected a finite number",

@@ -6,11 +6,12 @@ import json
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from bench.catalog import find
-from bench.engine.train import plateaued, results
+from bench.engine.train import plateaued, results, schedule
 from bench.environment import ROOT
 from bench.errors import UserError
 from bench.experiment import Model, Recipe, canonical_json, sha256_of
@@ -20,11 +21,14 @@ from bench.measure.cost import cost_again
 from bench.profiles import at_profile
 from bench.provenance import commit_of, locked_instead
 from bench.report.environments import unlike
-from bench.schema import shown
+from bench.schema import NUMBER, shown
 from bench.verify.findings import Finding, Section, compare, compare_text, counted
 from data import synthetic, tiny
 from data.canonical import Spec
 from data.sources import SOURCES
+
+ROUNDING = 1e-9  # of a cosine, from one library of mathematics to another
+SECONDS_OF_ROUNDING = 2.0  # of times in whole seconds
 
 SPECS: dict[str, Spec] = {
     **{name: source.spec for name, source in SOURCES.items()},
@@ -181,6 +185,48 @@ def epochs_are_complete(case: Case) -> Iterator[Finding]:
         yield Finding(case.place, "results.epochs", f"{planned} epochs", str(len(epochs)))
 
 
+def learning_rates_follow_from_the_recipe(case: Case) -> Iterator[Finding]:
+    """Each epoch ends with the factor that the schedule has there."""
+    recipe = case.experiment["recipe"]
+    batch, warmup = recipe["batch_size"], recipe.get("warmup_fraction")
+    if not batch or not NUMBER.fits(warmup):
+        return
+    for number, epoch in enumerate(case.record["results"]["epochs"], 1):
+        steps = epoch["train"]["images"] // batch
+        expected = schedule(Recipe(epochs=recipe["epochs"], warmup_fraction=warmup), number * steps - 1, steps)
+        found = epoch.get("learning_rate_factor")
+        if not NUMBER.fits(found) or abs(found - expected) > ROUNDING:
+            yield Finding(case.place, f"results.epochs.{number}.learning_rate_factor", f"{expected:.6g}", shown(found))
+
+
+def times_are_possible(case: Case) -> Iterator[Finding]:
+    """A run ends after it has begun, and its epochs took no longer, where one session did them all."""
+    timings = case.record["timings"]
+    try:
+        started, finished = (datetime.fromisoformat(timings[name]) for name in ("started", "finished"))
+        seconds = (finished - started).total_seconds()
+    except (TypeError, ValueError):
+        found = shown([timings["started"], timings["finished"]])
+        yield Finding(case.place, "timings", "started and finished as two times of one kind", found)
+        return
+    if seconds < 0:
+        yield Finding(case.place, "timings.finished", f"a time from {timings['started']}", timings["finished"])
+    elif not timings["restarts"]:
+        epochs = sum(epoch["train_seconds"] + epoch["evaluation_seconds"] for epoch in timings["epochs"])
+        if epochs > seconds + SECONDS_OF_ROUNDING:
+            yield Finding(case.place, "timings.epochs", f"at most {seconds:.0f} s together", f"{epochs:.6g}")
+
+
+def machine_is_one(case: Case) -> Iterator[Finding]:
+    """A CPU has no CUDA, whose libraries and driver are a GPU's, and a GPU not the instructions of a CPU."""
+    environment = case.record["environment"]
+    names = ("cudnn", "driver") if environment["cuda"] is None else ("instructions",)
+    device = "a CPU" if environment["cuda"] is None else "a GPU"
+    for name in names:
+        if (found := environment.get(name)) is not None:
+            yield Finding(case.place, f"environment.{name}", f"null for {device}, by environment.cuda", shown(found))
+
+
 def final_follows_from_the_epochs(case: Case) -> Iterator[Finding]:
     """Accuracies and best epochs are those that the engine computes from the counts."""
     found = case.record["results"]
@@ -247,6 +293,9 @@ CHECKS: tuple[tuple[Check, tuple[str, ...]], ...] = (  # each with the sections 
     (data_are_canonical, ("configuration", "data")),
     (counts_are_possible, ("configuration", "data", "results")),
     (epochs_are_complete, ("configuration", "results", "timings")),
+    (learning_rates_follow_from_the_recipe, ("configuration", "results")),
+    (times_are_possible, ("timings",)),
+    (machine_is_one, ("environment",)),
     (final_follows_from_the_epochs, ("configuration", "results")),
     (cost_is_the_networks, ("run", "configuration", "cost")),
     (lock_is_known, ("code",)),
