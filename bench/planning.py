@@ -22,7 +22,10 @@ COMPILING_SECONDS = 35.0
 BEGINNING_SECONDS = 2.0
 HELPS = 1.02  # one GPU more helps as long as the grid takes longer than this many times its longest run
 
-CAVEAT = "Upper bounds: no run stops early, frozen epochs take as long as others. Nobody waits in a queue."
+CAVEAT = (
+    "No run stops early, frozen epochs take as long as others, and nobody waits in a queue. A network that was not measured is as "
+    "fast as the nearest one that was."
+)
 
 
 @dataclass(frozen=True)

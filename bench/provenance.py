@@ -17,6 +17,7 @@ LOCKED_TORCH = {
 # From the SHA-256 of the Python sources to the commit that has them; a test takes the sources from git and hashes them.
 COMMITS = {
     "6e80c9ff61fe0e73d097eea3ee34895c8ffbd88428a7c45031b931686f77e4ec": "c524af64788eacfd941e87f233e99de2e4d87156",
+    "e27018e4b8651a7271ebbdb4b1da5db70e08fbe3550c7578fb0f47629ae64b8a": "777d8d5fa67a3a46666d3df03b3a547376f29750",
 }
 
 

@@ -10,24 +10,9 @@ from bench.experiment import canonical_json
 from bench.grid import choices
 from bench.ledger import write_atomically
 from bench.measure.throughput import Bench
-from bench.report.measurements import PARTIAL
+from bench.report.measurements import HEADLINE, NETWORKS, PARTIAL
 from bench.settings import Settings
 
-HEADLINE = "cifar100/baseline"
-NETWORKS = {  # by the tables' name: an experiment that trains it
-    "ConvNeXt-Tiny, default stem": HEADLINE,
-    "ConvNeXt-Tiny, CIFAR stem": "cifar100/matched_convnext",
-    "with MHSA at P3": "cifar100/C_mhsa",
-    "with SE at P3": "cifar100/C_se",
-    "with ECA at P3": "cifar100/C_eca",
-    "with CBAM at P3": "cifar100/C_cbam",
-    "with spatial attention at P3": "cifar100/C_spatial",
-    "with MHSA at P2 and P3": "cifar100/A_dual",
-    "CIFAR stem, with MHSA at P2 and P3": "cifar100/stem_dual",
-    "ViT-Tiny": "cifar100/scratch_vit_tiny",
-    "Mixer-Tiny": "cifar100/scratch_mixer_tiny",
-    "matched ViT": "cifar100/matched_vit",
-}
 QUICK = ("ConvNeXt-Tiny, default stem", "ViT-Tiny")
 
 # Seconds of a window, windows of each contender, and seconds of everything, which further turns of the loops fill. Without bf16

@@ -108,7 +108,7 @@ def test_the_plan_says_hours_cost_and_where_it_ends(capsys: pytest.CaptureFixtur
             ["--gpu-seconds-per-epoch", "1", "--price", "free"],
             "--price: expected a number above 0 and below 1,000,000,000, found 'free'",
         ),
-        (["--throughput", "absent.json"], "absent.json: expected a throughput measurement in JSON"),
+        (["--throughput", "absent.json"], "absent.json: expected a throughput measurement, found no such file"),
         (
             ["--gpu-seconds-per-epoch", "1", "--seeds", "9-0"],
             "SEEDS: expected ranges from a lower to a higher number, as in SEEDS=0-2, found '9-0'",

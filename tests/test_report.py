@@ -163,12 +163,15 @@ def test_page_opens_with_what_ran_on_what_and_how_long_it_took(ledger: Ledger) -
     lines = opening_of(page_of(ledger))
     assert len(lines) <= 12
     assert (
-        "8 done, 1 diverged, 1 out_of_memory, of 7 of the catalog's 40 experiments, seeds 0, 1, 2, on Processor, 2 threads."
+        "7 of the catalog's 40 experiments, each with 1 to 3 seeds (8 done, 1 diverged, 1 out_of_memory), on Processor, 2 threads."
         in lines["Run"]
     )
     assert "pretrained rows start from `stand-in.safetensors`, not from ImageNet-1k's" in lines["Not the study's setting"]
     assert "+0.50 points on CIFAR-100 (n = 1); " in lines["Two attention blocks"]
-    assert "`cifar100/A_dual` 74.00 (n = 1), `fashion_mnist/baseline` 90.00 (n = 1)" in lines["Highest best test accuracy"]
+    assert (
+        "profile `mini`: `cifar100/A_dual` 74.00 % (n = 1), `fashion_mnist/baseline` 90.00 % (n = 1)"
+        in lines["Highest best test accuracy"]
+    )
     assert "40 s of training and 5 s of evaluation" in lines["Time"], "ten records, failed ones included"
 
 
@@ -331,7 +334,7 @@ def test_headline_is_of_the_largest_profile_and_only_what_was_run(ledger: Ledger
     def names(found: list[Any]) -> list[str]:
         return [line.split("`")[1] for line in headline_table(found).splitlines() if line.startswith("| `")]
 
-    expected = ["cifar100/baseline", "cifar100/scratch_convnext", "cifar100/matched_convnext"]
+    expected = ["cifar100/baseline", "cifar100/baseline_F0", "cifar100/scratch_convnext", "cifar100/matched_convnext"]
     assert names(list(ledger.records())) == expected
     assert set(expected) < set(HEADLINE) <= {experiment.name for experiment in EXPERIMENTS}
     add(ledger, "cifar100/A_dual", 76.0, profile="paper")

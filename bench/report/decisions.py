@@ -97,4 +97,10 @@ DECISIONS = (
         "Four, as experiment A.",
         "The study names a head count for its experiments B and C only, and finds that it does not matter.",
     ),
+    Decision(
+        "D14",
+        "Is the row of four heads (B) another run than the two blocks (A)? Accuracy and gates are the same.",
+        "Both rows are in the catalog, with one configuration: on one machine they give the same numbers. A claim counts it once.",
+        "Each table of the study is complete that way.",
+    ),
 )

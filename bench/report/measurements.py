@@ -12,6 +12,21 @@ from bench.settings import is_count
 
 Report = dict[str, Any]
 
+HEADLINE = "cifar100/baseline"
+NETWORKS = {  # by the tables' name: an experiment that trains it
+    "ConvNeXt-Tiny, default stem": HEADLINE,
+    "ConvNeXt-Tiny, CIFAR stem": "cifar100/matched_convnext",
+    "with MHSA at P3": "cifar100/C_mhsa",
+    "with SE at P3": "cifar100/C_se",
+    "with ECA at P3": "cifar100/C_eca",
+    "with CBAM at P3": "cifar100/C_cbam",
+    "with spatial attention at P3": "cifar100/C_spatial",
+    "with MHSA at P2 and P3": "cifar100/A_dual",
+    "CIFAR stem, with MHSA at P2 and P3": "cifar100/stem_dual",
+    "ViT-Tiny": "cifar100/scratch_vit_tiny",
+    "Mixer-Tiny": "cifar100/scratch_mixer_tiny",
+    "matched ViT": "cifar100/matched_vit",
+}
 PARTIAL = "-part"  # ends the name of a file with some of the measurements
 
 EXPERIMENT = Kind("an experiment of the catalog", {experiment.name for experiment in EXPERIMENTS}.__contains__)
@@ -104,8 +119,13 @@ def read_report(path: Path) -> Report:
     """
     try:
         report = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: expected a throughput measurement in JSON, found {error}") from error
+    except OSError as error:
+        found = (error.strerror or str(error)).lower()
+        raise UserError(f"{path}: expected a throughput measurement, found {found}; `make bench-throughput` writes one") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: expected a throughput measurement, found no JSON; make one with `make bench-throughput`"
+        ) from error
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise UserError(f"{path}: expected a throughput measurement of schema {SCHEMA}; make one with `make bench-throughput`")
     for fault in faults_in(report, [*((field, False) for field in FIELDS), *((field, True) for field in IN_NEWER_FILES)]):

@@ -1,5 +1,6 @@
 """The first lines of RESULTS.md, for a person in a hurry: what was run on what, what came out, how long it took."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from bench.catalog import EXPERIMENTS
@@ -37,7 +38,7 @@ def opening(found: Sequence[Found]) -> str:
     lines = [_run(profile, [record for _, record in found if record["run"]["profile"] == profile]) for profile in ran]
     lines += _started_from(ran[0], rows)
     if ran[0] != "smoke":
-        lines += [*_verdicts(ran[0], rows), *_effects(rows), *_best(rows)]
+        lines += [*_verdicts(ran[0], rows), *_effects(rows), *_best(ran[0], rows)]
     lines += [_time([record for _, record in found]), _contents(ran)]
     return f"{QUESTION}\n" + "\n".join(f"- {line}" for line in lines) + "\n"
 
@@ -46,10 +47,11 @@ def _run(profile: str, records: Sequence[Record]) -> str:
     statuses = [record["results"]["status"] for record in records]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses), key=lambda s: (s != "done", s)))
     experiments = {record["run"]["experiment"] for record in records}
-    seeds = ", ".join(map(str, sorted({record["run"]["seed"] for record in records})))
+    seeds = Counter(record["run"]["experiment"] for record in records).values()
+    each = " to ".join(dict.fromkeys((str(min(seeds)), str(max(seeds)))))
     return (
-        f"**Run**, profile [`{profile}`](#profile-{profile}): {counts}, of {len(experiments)} of the catalog's {len(EXPERIMENTS)} "
-        f"experiments, seeds {seeds}, on {_devices(records)}. {_first_sentence(profile)}"
+        f"**Run**, profile [`{profile}`](#profile-{profile}): {len(experiments)} of the catalog's {len(EXPERIMENTS)} experiments, "
+        f"each with {each} seed{'' if each == '1' else 's'} ({counts}), on {_devices(records)}. {_first_sentence(profile)}"
     )
 
 
@@ -130,7 +132,7 @@ def _cost(attention: Row, without: Row) -> str:
     return f"{added:,} parameters more ({parameters:+.1f} %), {multiply_adds:+.1f} % multiply-adds"
 
 
-def _best(rows: Sequence[Row]) -> list[str]:
+def _best(profile: str, rows: Sequence[Row]) -> list[str]:
     """The row with the highest mean of each data set, by the one kind of accuracy that all rows have."""
     phrases = []
     for dataset in dict.fromkeys(row.experiment.dataset for row in rows if row.done):
@@ -138,8 +140,8 @@ def _best(rows: Sequence[Row]) -> list[str]:
             (row for row in rows if row.done and row.experiment.dataset == dataset),
             key=lambda row: sum(row.accuracies("best_test")) / len(row.done),
         )
-        phrases.append(f"`{best.experiment.name}` {mean_and_deviation(best.accuracies('best_test'))} (n = {len(best.done)})")
-    return [f"**Highest best test accuracy**, by data set: {', '.join(phrases)}. One run ranks nothing."] if phrases else []
+        phrases.append(f"`{best.experiment.name}` {mean_and_deviation(best.accuracies('best_test'))} % (n = {len(best.done)})")
+    return [f"**Highest best test accuracy**, profile `{profile}`: {', '.join(phrases)}. One run ranks nothing."] if phrases else []
 
 
 def _time(records: Sequence[Record]) -> str:

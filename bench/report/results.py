@@ -65,8 +65,14 @@ UNKNOWN_BACKBONE = "a file of the user's, **not ImageNet-1k weights**; not compa
 
 HEADLINE = (
     "cifar100/baseline",
+    "cifar100/baseline_F0",
+    "cifar100/baseline_F1",
     "cifar100/baseline_F2",
+    "cifar100/E1_P2_F0",
+    "cifar100/E2_P2_F1",
     "cifar100/E3_P2_F2",
+    "cifar100/E4_P3_F0",
+    "cifar100/E5_P3_F1",
     "cifar100/E6_P3_F2",
     "cifar100/A_dual",
     "cifar100/stem_baseline",
@@ -120,7 +126,7 @@ def headline_table(found: Sequence[Found]) -> str:
             "to control": paired(row, by_name, row.experiment.control),
             "to baseline": paired(row, by_name, row.experiment.baseline),
             "accuracy": SELECTIONS[row.experiment.selection],
-            "seeds": len(row.done),
+            "n": len(row.done),
             "device": ", ".join(sorted({device_in_words(record["environment"]) for _, record in row.found})),
             "commit": ", ".join(f"`{name[:7]}`" for name in sorted({commit(record) for _, record in row.found})),
         }

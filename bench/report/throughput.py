@@ -9,7 +9,7 @@ from bench.engine.execution import BATCH, FASTER_BY
 from bench.environment import device_in_words
 from bench.measure.comparison import LOOPS, RATIOS
 from bench.provenance import shown
-from bench.report.measurements import PARTIAL, Report, read_reports
+from bench.report.measurements import NETWORKS, PARTIAL, Report, read_reports
 from bench.report.tables import attention_name, model_name, table
 
 PAIRS = [f"{one} / {other}" for one, other in RATIOS]
@@ -17,7 +17,8 @@ NOTE = """\
 Made by `make bench-throughput`, on images of noise: no speed depends on what is seen. Medians of windows, lowest to highest in
 brackets; loops took turns, and so did networks where their number of windows is given (else one network came after another).
 *Conventional* is the loop of torchvision's and timm's training scripts: DataLoader, PIL transforms, loss and accuracy read at each
-step; its best flags are the fastest that were found among those of precision, layout, optimizer and workers. The *bare step* is
+step, in fp32 but for TF32 in a GPU's convolutions, as torch has it by itself; its best flags are the fastest that a few steps found
+among those of precision, layout, optimizer and workers. The *bare step* is
 forward, backward and update on one batch that never changes. All of ours is deterministic but where the row says otherwise; rows
 that lack one part of ours, compiling, fused blocks or the CUDA graph apart, are computed layer by layer and not compiled, and to be
 held against *ours, not compiled* or *ours, blocks not fused* where there is such a row. A ratio is the median of each turn's own.
@@ -26,7 +27,9 @@ FLOPs are those of convolutions, linear layers and attention's products, forward
 traffic of parameters and activations, whose share of the bandwidth is that of copies. Training is in the mode of the row, inference
 neither compiled nor in a graph. The warm-up is what the first steps take, with the compiling of what no row above has compiled. The
 best batch is the fastest of a few, not compiled, in a window each; where a step takes several seconds it is empty, for only the
-recipe's batch was measured.
+recipe's batch was measured. A network's row and its loop were measured minutes apart, which on a shared machine may be a third.
+Peak memory is that of the process, with its libraries and data on a CPU, with what torch has allocated on a GPU; the joules are the
+GPU's own count.
 """
 METHODS_NOTE = f"""\
 The mode was chosen by the times of single layers and of a network's blocks, the shortest of several at batch {BATCH} (maps are
@@ -47,6 +50,8 @@ def throughput_section(folder: Path) -> str:
 def _device_section(path: Path, report: Report) -> str:
     loops = report["loops"]
     part = ", a part of the measurements" if path.stem.endswith(PARTIAL) else ""
+    if len(report["families"]) < len(NETWORKS):
+        part += f", {len(report['families'])} of {len(NETWORKS)} networks"
     lines = [
         f"### {device_in_words(report['environment'])}{part}\n",
         f"{_peaks(report)} {_origin(report)}\n",
@@ -171,7 +176,7 @@ def compared(before: Report, after: Report) -> str:
     lines = [*_only_in_one(before, after), *_settings(before, after)]
     changed = [(name, old, new) for name, old, new in _speeds(before, after) if _apart(old, new)]
     for name, old, new in changed:
-        lines.append(f"{name}: {_spread(old)} -> {_spread(new)} images/s, {new['median'] / old['median']:.2f} times as fast")
+        lines.append(f"{name}: {_spread(old)} -> {_spread(new)} images/s, {new['median'] / old['median']:.3g} times as fast")
     if not changed:
         lines.append("no speed changed beyond noise")
     return "\n".join(lines)
