@@ -20,7 +20,7 @@ from bench.engine import ranks
 from bench.engine.checkpoint import Busy, CheckpointFolder, Unwritten
 from bench.engine.execution import Choices, choose
 from bench.engine.train import build_network, put_on_device, train
-from bench.errors import UserError
+from bench.errors import UserError, found_in
 from bench.experiment import Experiment, Run, Weights
 from bench.ledger import FINISHED, SCHEMA, Ledger, Record
 from bench.measure.cost import cost_of
@@ -71,7 +71,7 @@ def listed(runs: Sequence[Run], path: Path) -> list[Run]:
     try:
         lines = [line for line in path.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise UserError(f"--runs: expected a file that can be read, found {error}") from error
+        raise UserError(f"--runs {path}: expected a file of lines NAME SEED, found {found_in(error)}; name another") from error
     if unknown := next((line for line in lines if line not in by_name), None):
         raise UserError(f"{path}: expected an experiment and a seed that were chosen, found {unknown[:80]!r}; see ONLY and SEEDS")
     return [by_name[line] for line in lines]

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from bench.errors import UserError
+from bench.errors import UserError, found_in
 from bench.experiment import Run, canonical_json
 from bench.schema import Fault, faults, name_of, shown
 
@@ -125,7 +125,7 @@ def parse(path: Path) -> Any:
         UserError: the file cannot be read, is larger than any record, or is no JSON.
     """
     try:
-        if not path.is_file():
+        if path.exists() and not path.is_file():
             raise ValueError("something that is no file")
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
@@ -133,8 +133,8 @@ def parse(path: Path) -> Any:
             raise ValueError(f"more than {LARGEST_FILE:,} bytes")
         return json.loads(content)
     except (ValueError, OSError, RecursionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: expected a record in JSON, found {reason}; move the file out of the ledger") from error
+        advice = "name one that is there" if isinstance(error, FileNotFoundError) else "move the file out of the ledger"
+        raise UserError(f"{path}: expected a record in JSON, found {found_in(error)}; {advice}") from error
 
 
 def departures(record: Any, *, complete: bool) -> Iterator[Fault]:
@@ -144,7 +144,7 @@ def departures(record: Any, *, complete: bool) -> Iterator[Fault]:
         complete: ask for every field, rather than for those that the report needs.
     """
     if not isinstance(record, dict) or set(record) != set(SECTIONS):
-        found = name_of(", ".join(sorted(record))) if isinstance(record, dict) else type(record).__name__
+        found = name_of(", ".join(sorted(record)) or "nothing") if isinstance(record, dict) else type(record).__name__
         yield Fault("", f"a record with {', '.join(SECTIONS)}", found)
     elif type(record["schema"]) is not int or record["schema"] != SCHEMA:
         yield Fault("schema", f"schema {SCHEMA}", f"{shown(record['schema'])}; was it written by a newer version?")

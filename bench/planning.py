@@ -34,6 +34,7 @@ class Pace:
 
     seconds: Callable[[Run], float]
     compiling: float = COMPILING_SECONDS
+    of: str = "GPU"  # what it is the pace of
 
 
 def pace_of_epoch(seconds: float) -> Pace:
@@ -74,7 +75,7 @@ def pace_of(report: Report) -> Pace:
         return experiment.recipe.epochs * ((images - held_out) / training + seen / evaluating)
 
     compiled = any(row["execution"]["compiled"] for row in report["families"].values())
-    return Pace(seconds, COMPILING_SECONDS if compiled else 0.0)
+    return Pace(seconds, COMPILING_SECONDS if compiled else 0.0, "GPU" if report["environment"]["cuda"] else "machine")
 
 
 def task_seconds(task: Sequence[Run], pace: Pace) -> float:
@@ -120,13 +121,14 @@ def planned(runs: Sequence[Run], gpus: int, pace: Pace, price: float | None) -> 
     """The plan as text: what the grid takes on 1, 2, 4, ... GPUs, on ``gpus``, and on as many as help."""
     enough = gpus_that_help(runs, pace)
     numbers = sorted({*_powers(enough.gpus), gpus, enough.gpus})
-    lines = [_line(simulate(runs, number, pace), price) for number in numbers]
+    lines = [_line(simulate(runs, number, pace), pace.of, price) for number in numbers]
     longest = max(runs, key=pace.seconds)
+    alone = f"{longest.experiment.name} takes {duration(pace.seconds(longest))} on one"
     return "\n".join(
         [
             f"{len(runs)} runs, profile {runs[0].profile}",
             tabulate(lines, headers="keys", disable_numparse=True, colalign=["right"] * len(lines[0])),
-            f"More than {enough.gpus} GPUs do not help: {longest.experiment.name} takes {duration(pace.seconds(longest))} on one.",
+            f"More than {enough.gpus} {pace.of}s do not help: {alone}.",
             CAVEAT,
         ]
     )
@@ -139,12 +141,12 @@ def _powers(most: int) -> Iterator[int]:
         power *= 2
 
 
-def _line(found: Simulation, price: float | None) -> dict[str, str]:
+def _line(found: Simulation, of: str, price: float | None) -> dict[str, str]:
     held = found.gpus * found.makespan / 3600
     line = {
-        "GPUs": str(found.gpus),
+        f"{of}s": str(found.gpus),
         "takes": duration(found.makespan),
-        "GPU-hours": f"{found.busy / 3600:.2f}",
+        f"{of}-hours": f"{found.busy / 3600:.2f}",
         "held": f"{held:.2f}",
         "idle": f"{1 - found.busy / (found.gpus * found.makespan):.0%}",
     }

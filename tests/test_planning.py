@@ -93,6 +93,9 @@ def test_the_plan_says_hours_cost_and_where_it_ends(capsys: pytest.CaptureFixtur
     assert rows["1"][-1] == "400.09", "ten runs of 20 hours and 2 seconds, four tasks that compile for 35, at 2 an hour"
     assert "More than 10 GPUs do not help: cifar100/baseline takes 20 h" in said
     assert "cost" not in planned(PAPER[:1], 1, pace_of_epoch(1), None)
+    h100 = read_report(H100)
+    cpu = planned(PAPER[:1], 1, pace_of(h100 | {"environment": h100["environment"] | {"cuda": None}}), None)
+    assert "machine-hours" in cpu and "GPU" not in cpu, "what was measured on a CPU plans no GPUs"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,10 @@ def test_the_plan_says_hours_cost_and_where_it_ends(capsys: pytest.CaptureFixtur
             ["--gpu-seconds-per-epoch", "1", "--price", "free"],
             "--price: expected a number above 0 and below 1,000,000,000, found 'free'",
         ),
-        (["--throughput", "absent.json"], "absent.json: expected a throughput measurement, found no such file"),
+        (
+            ["--throughput", "absent.json"],
+            "absent.json: expected a throughput measurement, found none; `make bench-throughput` writes one",
+        ),
         (
             ["--gpu-seconds-per-epoch", "1", "--seeds", "9-0"],
             "SEEDS: expected ranges from a lower to a higher number, as in SEEDS=0-2, found '9-0'",

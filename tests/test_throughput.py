@@ -234,7 +234,7 @@ def test_compare_tells_changes_from_noise(report: dict[str, Any]) -> None:
     faster["environment"]["torch"] = "9.9"
     lines = compared(report, faster).splitlines()
     assert lines[0].startswith("environment: torch: 2.") and lines[0].endswith("-> 9.9")
-    assert lines[1].startswith("small: training: ") and lines[1].endswith(f"{factor:.2f} times as fast")
+    assert lines[1].startswith("small: training: ") and lines[1].endswith(f" {factor:.3g} times as fast")
     assert len(lines) == 2
 
 

@@ -317,8 +317,8 @@ def test_locks_of_earlier_commits_are_known() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: "", "JSON: expected a record, found Expecting value"),
-        (lambda text: text[:-20], "JSON: expected a record, found Unterminated"),
+        (lambda text: "", "JSON: expected a record, found no JSON: Expecting value"),
+        (lambda text: text[:-20], "JSON: expected a record, found no JSON: Unterminated"),
         (lambda text: text.replace("2.5", "NaN", 1), "results.epochs.1.test.loss: expected a finite number from 0, found nan"),
         (
             lambda text: text.replace("0.05,", "1e999,", 1),

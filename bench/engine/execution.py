@@ -24,7 +24,7 @@ from bench import environment, memory
 from bench.engine import parity
 from bench.engine.device_data import SIDE
 from bench.engine.graphs import captured
-from bench.errors import UserError
+from bench.errors import UserError, found_in
 from bench.experiment import Precision, canonical_json
 from bench.leases import available_locks
 from bench.ledger import write_atomically
@@ -352,7 +352,7 @@ class Measurements:
                 for machine, by_key in content.items()
             }
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise self._damaged(f"measurements in JSON, found {error}") from error
+            raise self._damaged(f"measurements in JSON, found {found_in(error)}") from error
 
     def _damaged(self, reason: str) -> UserError:
         return UserError(f"{self._kept}: expected {reason}; delete the file to measure again")

@@ -23,7 +23,7 @@ from bench import environment
 from bench.engine import network as networks
 from bench.engine.execution import Choices, Execution, choose
 from bench.environment import slug
-from bench.errors import UserError
+from bench.errors import UserError, found_in
 from bench.experiment import Experiment, Model, canonical_json
 from bench.ledger import write_atomically
 from bench.measure.operators import IDLE
@@ -214,7 +214,7 @@ def _entries(summary: Path) -> dict[str, Entry]:
             raise ValueError(f"schema {content['schema']!r}")
         return dict(content["networks"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{summary}: expected a summary of profiles, found {error!r}; delete the file") from error
+        raise UserError(f"{summary}: expected a summary of profiles, found {found_in(error)}; delete the file") from error
 
 
 def _compressed(trace: str) -> bytes:

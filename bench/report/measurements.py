@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.catalog import EXPERIMENTS
-from bench.errors import UserError
+from bench.errors import UserError, found_in
 from bench.measure.throughput import SCHEMA
 from bench.schema import BF16, COUNT, FLAG, LIST, OBJECT, POSITIVE, TEXT, Field, Kind, faults_in
 from bench.settings import is_count
@@ -119,12 +119,9 @@ def read_report(path: Path) -> Report:
     """
     try:
         report = json.loads(path.read_bytes())
-    except OSError as error:
-        found = (error.strerror or str(error)).lower()
-        raise UserError(f"{path}: expected a throughput measurement, found {found}; `make bench-throughput` writes one") from error
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: expected a throughput measurement, found no JSON; make one with `make bench-throughput`"
+            f"{path}: expected a throughput measurement, found {found_in(error)}; `make bench-throughput` writes one"
         ) from error
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise UserError(f"{path}: expected a throughput measurement of schema {SCHEMA}; make one with `make bench-throughput`")

@@ -176,7 +176,9 @@ def compared(before: Report, after: Report) -> str:
     lines = [*_only_in_one(before, after), *_settings(before, after)]
     changed = [(name, old, new) for name, old, new in _speeds(before, after) if _apart(old, new)]
     for name, old, new in changed:
-        lines.append(f"{name}: {_spread(old)} -> {_spread(new)} images/s, {new['median'] / old['median']:.3g} times as fast")
+        lines.append(
+            f"{name}: {_spread(old)} -> {_spread(new)} images/s, {_number(new['median'] / old['median'], None)} times as fast"
+        )
     if not changed:
         lines.append("no speed changed beyond noise")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.catalog import EXPERIMENTS
 from bench.environment import device_in_words
-from bench.errors import UserError
+from bench.errors import UserError, found_in
 from bench.measure.operators import ATTENTION, BOOKKEEPING, COMPILED, COPY, DEPTHWISE, ELEMENTWISE, IDLE, KINDS, OPTIMIZER, OTHER
 from bench.measure.profiling import SCHEMA
 from bench.measure.recording import DISTURBED
@@ -68,7 +68,7 @@ def _device_section(path: Path, folder: Path) -> str:
         return "\n".join([*text, *(f"{paragraph(entry)}\n" for entry in entries)])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         raise UserError(
-            f"{path}: expected a summary of profiles of schema {SCHEMA}, found {error!r}; delete it and run `make profile`"
+            f"{path}: expected a summary of profiles of schema {SCHEMA}, found {found_in(error)}; delete it and run `make profile`"
         ) from error
 
 
