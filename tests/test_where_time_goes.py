@@ -100,7 +100,7 @@ def test_the_section_has_a_table_for_each_device(tmp_path: Path) -> None:
     assert first_row == {
         "network": "First",
         "ms a step": "1,234",
-        "profiled": "1,300",
+        "ms, profiled": "1,300",
         "depthwise convolution": "10.0%",
         "matrix product": "50.0%",
         "norm": "2.0%",

@@ -15,7 +15,8 @@ from bench.report.tables import attention_name, model_name, table
 PAIRS = [f"{one} / {other}" for one, other in RATIOS]
 NOTE = """\
 Made by `make bench-throughput`, on images of noise: no speed depends on what is seen. Medians of windows, lowest to highest in
-brackets; loops took turns, and so did networks where their number of windows is given (else one network came after another).
+brackets; loops took turns, and so did networks where their number of windows is given. Else one network came minutes after another,
+and on a shared machine one's speed says little of the other's: such rows do not tell what attention costs.
 *Conventional* is the loop of torchvision's and timm's training scripts: DataLoader, PIL transforms, loss and accuracy read at each
 step, in fp32 but for TF32 in a GPU's convolutions, as torch has it by itself; its best flags are the fastest that a few steps found
 among those of precision, layout, optimizer and workers. The *bare step* is

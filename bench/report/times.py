@@ -10,8 +10,9 @@ from bench.report.throughput import mode
 
 TIME_NOTE = (
     "Seconds and images per second are medians over the epochs of all seeds, as they came while training; other work may have "
-    "shared the machine. Where the runs of a row were not all made on one device, with the same versions and in one mode, they are "
-    "of the largest group that was: *runs timed* says how many those are."
+    "shared the machine. An epoch is over the row's own training images, of which rows differ in number, and where parts are "
+    "frozen at first those epochs count too. Where the runs of a row were not all made on one device, with the same versions "
+    "and in one mode, they are of the largest group that was: *runs timed* says how many those are."
 )
 
 

@@ -92,7 +92,7 @@ def _line(entry: Entry) -> Line:
     return {
         "network": entry["name"],
         "ms a step": _ms(entry["step_ms"]),
-        "profiled": _ms(entry["profiled_step_ms"]),
+        "ms, profiled": _ms(entry["profiled_step_ms"]),
         **{kind: _percent(entry["shares"][kind]) for kind in KINDS},
         "in attention blocks": _percent(entry["attention_blocks"]),
         "operator calls": "" if on_cuda else f"{entry['operator_calls']:,.0f}",
