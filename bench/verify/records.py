@@ -200,7 +200,10 @@ def learning_rates_follow_from_the_recipe(case: Case) -> Iterator[Finding]:
 
 
 def times_are_possible(case: Case) -> Iterator[Finding]:
-    """A run ends after it has begun, and its epochs took no longer, where one session did them all."""
+    """A run ends after it has begun, and its epochs took no longer, where one session did them all.
+
+    If not, the computer's clock may have been set back meanwhile: a note.
+    """
     timings = case.record["timings"]
     try:
         started, finished = (datetime.fromisoformat(timings[name]) for name in ("started", "finished"))
@@ -210,11 +213,11 @@ def times_are_possible(case: Case) -> Iterator[Finding]:
         yield Finding(case.place, "timings", "started and finished as two times of one kind", found)
         return
     if seconds < 0:
-        yield Finding(case.place, "timings.finished", f"a time from {timings['started']}", timings["finished"])
+        yield Finding(case.place, "timings.finished", f"a time from {timings['started']}", timings["finished"], note=True)
     elif not timings["restarts"]:
         epochs = sum(epoch["train_seconds"] + epoch["evaluation_seconds"] for epoch in timings["epochs"])
         if epochs > seconds + SECONDS_OF_ROUNDING:
-            yield Finding(case.place, "timings.epochs", f"at most {seconds:.0f} s together", f"{epochs:.6g}")
+            yield Finding(case.place, "timings.epochs", f"at most {seconds:.0f} s together", f"{epochs:.6g}", note=True)
 
 
 def machine_is_one(case: Case) -> Iterator[Finding]:
