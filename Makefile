@@ -119,8 +119,8 @@ venv-cluster: $(INSTALLED)  ## Install what LAUNCHER=slurm needs on top, into th
 test-cluster: venv-cluster  ## The grid on a real Slurm that this starts on loopback; needs root and Debian's slurm packages
 	TEST_CLUSTER=1 $(PYTHON) -m pytest -rs tests/cluster
 
-RELIABILITY = tests/reliability tests/test_fuzz.py tests/data/test_fuzz.py tests/test_verify.py tests/test_ledger.py \
-    tests/test_train.py
+RELIABILITY = tests/reliability tests/test_fuzz.py tests/data/test_fuzz.py tests/test_verify.py tests/test_verify_surroundings.py \
+    tests/test_ledger.py tests/test_train.py
 # Whatever tries to lose, double or falsify a result, and what it tried: kills, faults, garbage.
 test-reliability: $(INSTALLED)  ## Run the tests that kill, fill disks and feed garbage, at length (25 minutes on two cores)
 	FUZZ=$(or $(FUZZ),4) $(PYTHON) -m pytest -p tests.tally -m '' $(or $(TESTS),$(RELIABILITY))

@@ -3,15 +3,18 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from bench.catalog import find
 from bench.engine.train import results, schedule
 from bench.environment import ROOT
 from bench.experiment import Run, Weights, canonical_json
-from bench.ledger import Record
+from bench.ledger import Ledger, Record
 from bench.measure.cost import cost_of
 from bench.profiles import at_profile
+from bench.report import write_report
+from bench.verify import Section
 from bench.verify.records import SPECS
 
 STAND_IN = Weights("stand-in.safetensors", "5" * 64)
@@ -84,3 +87,18 @@ def record_of(run: Run, correct: Sequence[int] = (1170, 1359, 1449, 1439)) -> Re
 
 def counts(correct: int, images: int) -> dict[str, Any]:
     return {"correct": correct, "images": images, "loss": 2.5}
+
+
+def sound_ledger(results: Path, runs: Sequence[Run]) -> Ledger:
+    """A ledger of sound records, with its report."""
+    ledger = Ledger(results)
+    for run in runs:
+        (ledger.folder / run.key).parent.mkdir(parents=True, exist_ok=True)
+        (ledger.folder / f"{run.key}.json").write_text(canonical_json(record_of(run)))
+    write_report(ledger.results)
+    return ledger
+
+
+def lines(section: Section) -> list[str]:
+    """What ``bench verify`` says of it."""
+    return [str(finding) for finding in section.findings]

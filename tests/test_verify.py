@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,15 +15,9 @@ from bench.environment import ROOT
 from bench.experiment import Recipe, canonical_json, sha256_of
 from bench.ledger import Ledger, Record
 from bench.locks import LOCKS
-from bench.report import write_report
-from bench.report.write import BEGIN, END
-from bench.verify import Section
 from bench.verify.records import check_records, known_locks
-from bench.verify.surroundings import check_data, check_folder, check_report
-from data import sources
-from data.prepare import from_folders
-from tests.data.fakes import binary_files, small_cifar100, source_of, write_files
-from tests.records import record_of, run_of
+from bench.verify.surroundings import check_folder, check_report
+from tests.records import lines, run_of, sound_ledger
 
 RECORDS = ROOT / "results/records"
 RUNS = [run_of("cifar100/A_dual"), run_of("cifar100/stem_dual"), *(run_of("cifar100/scratch_dual", seed) for seed in (0, 1))]
@@ -34,13 +27,7 @@ HASH = RUNS[0].configuration_sha256
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    """Four sound records, and their report."""
-    ledger = Ledger(tmp_path / "results")
-    for run in RUNS:
-        (ledger.folder / run.key).parent.mkdir(parents=True, exist_ok=True)
-        (ledger.folder / f"{run.key}.json").write_text(canonical_json(record_of(run)))
-    write_report(ledger.results)
-    return ledger
+    return sound_ledger(tmp_path / "results", RUNS)
 
 
 def tamper(ledger: Ledger, edit: Callable[[Record], object], path: Path = PLAIN) -> None:
@@ -48,10 +35,6 @@ def tamper(ledger: Ledger, edit: Callable[[Record], object], path: Path = PLAIN)
     record = json.loads((ledger.folder / path).read_bytes())
     edit(record)
     (ledger.folder / path).write_text(canonical_json(record))
-
-
-def lines(section: Section) -> list[str]:
-    return [str(finding) for finding in section.findings]
 
 
 def test_sound_records_have_no_findings(ledger: Ledger) -> None:
@@ -367,82 +350,6 @@ def test_the_same_run_twice_is_found(ledger: Ledger) -> None:
     tamper(ledger, put("run", "seed", value=5), PLAIN.with_name(copy.name))
     (line,) = lines(check_records(ledger))
     assert line.startswith(f"{copy}: results.weights_sha256: expected another than in {ledger.folder / PLAIN}, found ")
-
-
-@pytest.mark.parametrize("name", [".seed0-12345678.json.k2x", "notes.txt", "seed0-12345678.json~", "link"])
-def test_stray_files_are_found(ledger: Ledger, name: str) -> None:
-    stray = (ledger.folder / PLAIN).with_name(name)
-    stray.write_text("") if name != "link" else stray.symlink_to("nowhere")
-    (line,) = lines(check_folder(ledger))
-    assert line.startswith(f"{stray}: name: expected a record (.json), found a file of another kind; delete it")
-    assert check_folder(ledger).problems == 1
-
-
-# ---- report, data ------------------------------------------------------------------------------------------------------------
-
-
-def test_stray_files_are_looked_for_in_every_folder(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(folder: Any) -> Any:
-        raise PermissionError(13, "Permission denied", str(folder))
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(errors.UserError, match="cannot be searched"):
-        check_folder(ledger)
-
-
-def test_a_report_of_something_else_is_found(ledger: Ledger) -> None:
-    page = ledger.results / "RESULTS.md"
-    text = page.read_text()
-    number = next(i for i, line in enumerate(text.split("\n"), 1) if "36.23" in line)
-    page.write_text(text.replace("36.23", "76.23", 1))
-    (line,) = lines(check_report(ledger))
-    assert line.startswith(f"RESULTS.md: line {number}: expected ") and "36.23" in line and "76.23" in line
-    assert line.endswith("; run `make report`")
-    page.write_text(text + "\nAnd they lived happily ever after.")
-    (line,) = lines(check_report(ledger))
-    assert line.endswith(": expected '(end of file)', found 'And they lived happily ever after.'; run `make report`")
-
-
-@pytest.mark.parametrize("name", ["RESULTS.md", "results.csv", "results.json", "report.html"])
-def test_a_ledger_without_a_report_is_a_note(ledger: Ledger, name: str) -> None:
-    (ledger.results / name).unlink()
-    assert lines(check_report(ledger)) == [f"note: {name}: all: expected a report, found none; run `make report`"]
-
-
-def test_tables_for_other_programs_are_checked(ledger: Ledger) -> None:
-    path = ledger.results / "results.csv"
-    path.write_text(path.read_text().replace("36.225", "99.225"))
-    (line,) = lines(check_report(ledger))
-    assert line.startswith("results.csv: line 2: expected ") and "36.225" in line and "99.225" in line
-
-
-def test_a_damaged_record_leaves_the_report_unchecked(ledger: Ledger) -> None:
-    (ledger.folder / PLAIN).write_text("{")
-    assert lines(check_report(ledger)) == ["note: RESULTS.md: all: expected records to compare it with, found a damaged one"]
-
-
-def test_the_repositorys_pages_are_checked(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = ledger.results.parent
-    monkeypatch.setattr("bench.report.write.ROOT", root)
-    (root / "README.md").write_text(f"before\n{BEGIN}\n\nold\n\n{END}\nafter\n")
-    found = lines(check_report(ledger))
-    assert found[0] == "RESULTS.md: all: expected a report, found none; run `make report`", "no note: it is committed"
-    assert found[1].startswith("README.md: line 4: expected '| experiment") and "found 'old'" in found[1]
-
-
-def test_damaged_data_are_found_and_missing_ones_are_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, raw = small_cifar100()
-    monkeypatch.setitem(sources.SOURCES, "cifar100", source_of(spec))
-    from_folders(sources.SOURCES["cifar100"], [write_files(tmp_path / "raw", binary_files(raw))], tmp_path / "root")
-    (line,) = lines(check_data(tmp_path / "root"))
-    assert line.startswith("note: fashion_mnist: arrays: expected the canonical ones, found fashion_mnist is not prepared")
-    images = tmp_path / "root/cifar100/train_images.npy"
-    stat = images.stat()
-    images.write_bytes(images.read_bytes()[:-1] + bytes([images.read_bytes()[-1] ^ 1]))
-    os.utime(images, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    section = check_data(tmp_path / "root")
-    assert section.problems == 1
-    assert lines(section)[0].startswith("cifar100: arrays: expected the canonical ones, found ")
 
 
 # ---- the command -------------------------------------------------------------------------------------------------------------

@@ -90,8 +90,9 @@ def _gradients(
     network.train()
     network.zero_grad(set_to_none=True)
     of_images = []
-    for start in range(0, len(images), at_a_time or len(images)):
-        part = slice(start, start + (at_a_time or len(images)))
+    many = at_a_time or len(images)
+    for start in range(0, len(images), many):
+        part = slice(start, start + many)
         logits = _logits(network, images, precision, part)
         logits.backward(_upstream(logits, images, part))  # type: ignore[no-untyped-call]
         of_images.append(logits.detach())
