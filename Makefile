@@ -165,7 +165,7 @@ cifar-stem: $(INSTALLED)  ## Fine-tuning with the CIFAR stem, with and without a
 	$(call FAMILY,cifar100/stem_*)
 
 scratch: $(INSTALLED)  ## ConvNeXt-Tiny from random weights, with and without attention
-	$(call FAMILY,cifar100/scratch_convnext cifar100/scratch_dual)
+	$(call FAMILY,cifar100/scratch_convnext* cifar100/scratch_dual)
 
 vit-tiny: $(INSTALLED)  ## ViT-Tiny from random weights
 	$(call FAMILY,cifar100/scratch_vit_tiny)

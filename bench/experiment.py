@@ -68,7 +68,7 @@ class Experiment:
     note: str = ""  # what the study says in words
     reported_gates: dict[Site, float] | None = None  # the study's final alphas
     baseline: str | None = None  # the row it is compared with
-    control: str | None = None  # the row without attention and with the same regime
+    control: str | None = None  # the ConvNeXt without attention that trains by the same schedule
     train_images: int | None = None  # a class-balanced subset; None: all
     test_images: int | None = None
 

@@ -44,6 +44,7 @@ REPORTED = {
 WITHOUT_A_NUMBER = {  # controls that are ours, and rows of which the study gives a range or words
     *(f"cifar100/baseline_{regime}" for regime in ("F0", "F1", "F2")),
     "cifar100/stem_baseline",
+    "cifar100/scratch_convnext_50",
     *(f"fashion_mnist/B_heads{heads}" for heads in (1, 2, 4, 8)),
     "fashion_mnist/C_mhsa",
     "fashion_mnist/C_cbam",
@@ -85,7 +86,14 @@ def test_every_attention_row_has_something_to_be_compared_with() -> None:
             others = [find(name) for name in (experiment.baseline, experiment.control) if name]
             assert others, experiment.name
             assert all(other.model.attention is None and other.dataset == experiment.dataset for other in others)
-            assert experiment.control is None or find(experiment.control).regime == experiment.regime
+
+
+def test_a_control_differs_from_its_row_in_the_network_alone() -> None:
+    for experiment in EXPERIMENTS:
+        if experiment.control:
+            control = find(experiment.control)
+            assert control.model.attention is None and control.model.family == "convnext_tiny"
+            assert (control.regime, control.recipe, control.weights) == (experiment.regime, experiment.recipe, experiment.weights)
 
 
 def test_names_are_unique_and_found() -> None:
@@ -104,6 +112,7 @@ def test_names_are_unique_and_found() -> None:
         ("cifar100/baseline_F2", "default", "imagenet1k", "F2", 20, 5, 0.0, 0.0),
         ("cifar100/stem_baseline", "cifar", "imagenet1k", "F2", 20, 5, 0.1, 0.1),
         ("cifar100/scratch_convnext", "cifar", "none", "full", 100, 0, 0.1, 0.1),
+        ("cifar100/scratch_convnext_50", "cifar", "none", "full", 50, 0, 0.1, 0.1),
         ("cifar100/stem_dual", "cifar", "imagenet1k", "F2", 20, 5, 0.1, 0.1),
         ("cifar100/E4_P3_F0", "default", "imagenet1k", "F0", 20, 5, 0.0, 0.0),
         ("cifar100/scratch_dual", "cifar", "none", "full", 50, 0, 0.1, 0.1),

@@ -306,6 +306,18 @@ def test_gates_have_a_line_for_every_block(ledger: Ledger) -> None:
     assert "kinds of attention\nCIFAR-100, P3" in words and "two attention blocks\nCIFAR-100, P2 and P3" in words
 
 
+@pytest.mark.usefixtures("styled")
+@pytest.mark.parametrize(("profile", "brackets"), [("mini", [" (8,000)", " (5,000)"]), ("paper", ["", ""])])
+def test_networks_with_other_numbers_of_images_are_told_apart(tmp_path: Path, profile: str, brackets: list[str]) -> None:
+    ledger = Ledger(tmp_path)
+    for name in ("baseline", "scratch_vit_tiny"):
+        add(ledger, record_of(f"cifar100/{name}", profile=profile))
+    words = words_of(accuracy_cost.draw(only_scope(ledger)))
+    for network, bracket in zip(("ConvNeXt-Tiny, default stem", "ViT-Tiny"), brackets, strict=True):
+        assert words.count(network + bracket) == 2, "by multiply-adds, and by images per second"
+    assert any("in brackets the training images" in word for word in words) == (profile == "mini")
+
+
 # ---- time -------------------------------------------------------------------------------------------------------------
 
 

@@ -100,7 +100,7 @@ def pairwise(rows: Iterable[str], region: Region, label: str) -> Part:
 
 
 def to_controls(rows: Iterable[str]) -> Part:
-    """Each of the rows minus the one without attention and with the same freezing schedule, which the study does not have."""
+    """Each of the rows minus the ConvNeXt without attention that trains by the same schedule, which the study does not have."""
     controls = ((row, find(row).control) for row in rows)
     return Part("to the control", tuple(accuracy(row, control, ANYWHERE) for row, control in controls if control))
 
@@ -158,7 +158,10 @@ CLAIMS = (
         beside=(against(["cifar100/stem_baseline"], CONTROL, ANYWHERE),),  # still with other smoothing and validation images
     ),
     Claim(
-        8, "From scratch, attention does not help.", (against(["cifar100/scratch_dual"], "cifar100/scratch_convnext", NOT_ABOVE),)
+        8,
+        "From scratch, attention does not help.",
+        (against(["cifar100/scratch_dual"], "cifar100/scratch_convnext", NOT_ABOVE),),
+        beside=(to_controls(["cifar100/scratch_dual"]),),
     ),
     Claim(
         9,
@@ -168,6 +171,7 @@ CLAIMS = (
             against(["cifar100/scratch_mixer_tiny"], "cifar100/scratch_convnext", BELOW),
             against(["cifar100/scratch_vit_tiny"], "cifar100/scratch_convnext", BELOW),
         ),
+        beside=(to_controls(["cifar100/scratch_mixer_tiny", "cifar100/scratch_vit_tiny"]),),
     ),
     Claim(
         10,
@@ -207,6 +211,7 @@ class Judgement:
         claim: what is judged.
         weights: the file that the rows started from; None: random weights, or nothing was run.
         starts_as_the_study: whether the study's rows started from the same.
+        has_the_studys_budget: whether they had as many images and epochs.
         verdict: what the records say.
         outcomes: by comparison of the claim, and of what stands beside it.
         p_values: Holm's, against the claim, by comparison that decides.
@@ -216,6 +221,7 @@ class Judgement:
     claim: Claim
     weights: str | None
     starts_as_the_study: bool
+    has_the_studys_budget: bool
     verdict: Verdict
     outcomes: Mapping[Comparison, Outcome]
     p_values: Mapping[Comparison, float]
@@ -262,6 +268,7 @@ def judge(claim: Claim, rows: Mapping[str, Row], weights: str | None = None) -> 
         claim=claim,
         weights=weights,
         starts_as_the_study=all(row.starts_as_the_study for row in used),
+        has_the_studys_budget=all(row.has_the_studys_budget for row in used),
         verdict=_verdict(deciding, p_values),
         outcomes=outcomes,
         p_values=dict(zip(claim.comparisons, p_values, strict=True)),

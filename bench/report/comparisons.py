@@ -35,8 +35,8 @@ Values = dict[int, float]  # by seed
 class Region:
     """A claim puts the true value between ``low`` and ``high``; one below ``floor`` or above ``ceiling`` speaks against it.
 
-    The bounds are one and the same but in "not above": a gain within the margin is small enough to support the claim as long as it
-    is not shown to be a gain.
+    The bounds are one and the same but in "not above": a gain within the margin is small enough to support the claim as long as its
+    interval does not show it to be a gain.
     """
 
     words: str
@@ -102,13 +102,12 @@ def slowdown(slow: str, fast: str, region: Region) -> Comparison:
 def penalty_gap(small: tuple[str, str], large: tuple[str, str], region: Region) -> Comparison:
     """How much less accuracy attention costs in the first pair (attention, baseline) than in the second."""
     here, there = (f"({short(attention)} − {short(baseline)})" for attention, baseline in (small, large))
-    label = f"{here} here − {there} on {large[0].partition('/')[0]}"
-    return Comparison(label, (*small, *large), _penalty_gaps, region)
+    return Comparison(f"{here} − {there}", (*small, *large), _penalty_gaps, region)
 
 
 def short(name: str) -> str:
-    """An experiment's name without its data set."""
-    return f"`{name.partition('/')[2]}`"
+    """An experiment's name, without its data set where that is CIFAR-100, as most are."""
+    return f"`{name.removeprefix('cifar100/')}`"
 
 
 def _gate_sizes(site: Site, row: Row) -> Values:
@@ -173,11 +172,11 @@ class Outcome:
 
     @property
     def inside(self) -> bool:
-        """Whether the 95 % interval lies where the claim says."""
+        """Whether the 95 % interval lies where the claim says, and not wholly where it speaks against it."""
         region, paired = self.comparison.region, self.paired
         if self.obstacle or paired is None or paired.low is None or paired.high is None:
             return False
-        return region.low < paired.low and paired.high < region.high
+        return region.low < paired.low < region.ceiling and region.floor < paired.high < region.high
 
     @property
     def p_against(self) -> float:

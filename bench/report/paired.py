@@ -30,10 +30,11 @@ class Paired:
         p: the paired t-test's two-sided p-value of no difference.
         sign_flip_p: the same from flipping the signs of the differences, which assumes symmetry only. It cannot go below
             2 / 2^n: 0.5 with two seeds, 0.25 with three.
-        detectable: the smallest true difference that n seeds with this deviation show in 80 % of repetitions (two-sided, 5 %).
+        detectable: how far from the value that is tested, 0 or the bound of a claim, a true difference has to lie so that n seeds
+            with this deviation show it in 80 % of repetitions (two-sided, 5 %).
 
-    Differences that are all zero, as those of identical configurations, are exactly that: interval [0, 0] and p = 1. Equal ones
-    that are not zero come from coarse accuracies and give no deviation to test with: interval, ``p`` and ``detectable`` are None.
+    All of it is about other seeds, on the same test images and from the same pretrained backbone. Differences that are all equal
+    come from coarse accuracies, and give no deviation to test with: interval, ``p`` and ``detectable`` are None.
     """
 
     n: int
@@ -49,8 +50,6 @@ class Paired:
         """The two-sided p-value of a true difference of ``bound``; None where there is nothing to test with."""
         if self.p is None or self.deviation is None:
             return None
-        if self.deviation == 0:
-            return float(bound == self.mean)
         t = (self.mean - bound) / (self.deviation / math.sqrt(self.n))
         return float(2 * stats.t.sf(abs(t), self.n - 1))
 
@@ -68,9 +67,7 @@ def compare(differences: Sequence[float]) -> Paired:
     if n == 1:
         return Paired(n=1, mean=mean)
     if len(set(values)) == 1:
-        same = 0.0 if values[0] == 0 else None
-        p = None if same is None else 1.0
-        return Paired(n, values[0], 0.0, same, same, p, sign_flip_p(values), same)
+        return Paired(n, values[0], 0.0, sign_flip_p=sign_flip_p(values))
     deviation = statistics.stdev(values)
     error = deviation / math.sqrt(n)
     half = _critical(n) * error

@@ -33,14 +33,14 @@ from bench.report.where_time_goes import where_time_goes
 
 READING = """\
 "Study" is the number that the study reports; "ours" is the same kind of accuracy in percent (column "accuracy"), as mean ± standard
-deviation over the seeds; "difference" is ours minus the study's, left out where our row started from other pretrained weights. Only
-the profile `paper` has the study's budget: under a smaller one the difference shows the budget. "Seeds" are their numbers. "To
-baseline" and "to control" are our own differences in percentage points, paired over the seeds that both rows have: to the row
-without attention, and to the one that in addition was trained under the same regime. "Best test" is the highest test accuracy over
-the epochs, "last test" that of the last epoch, "test at best validation" that of the epoch with the highest validation accuracy.
-Maps are the sides of the feature maps that the attention sees: 8x8 are 64 tokens. Alpha is the gate after the last epoch, with the
-study's in brackets. Its sign is chance, so where seeds differ in it the mean is that of the sizes, "in size". `make report` writes
-this page from what lies in the results folder, records, figures and measurements of speed, and from nothing else; do not edit it.
+deviation over the seeds; "difference" is ours minus the study's, left out where our row started from other pretrained weights or
+had a smaller budget, as under every profile but `paper`. "Seeds" are their numbers. "To baseline" and "to control" are our own
+differences in percentage points, paired over the seeds that both rows have: to the row that the study holds it against, and to the
+ConvNeXt without attention that trains by the same schedule. "Best test" is the highest test accuracy over the epochs, "last test"
+that of the last epoch, "test at best validation" that of the epoch with the highest validation accuracy. Maps are the sides of the
+feature maps that the attention sees: 8x8 are 64 tokens. Alpha is the gate after the last epoch, with the study's in brackets. Its
+sign is chance, so where seeds differ in it the mean is that of the sizes, "in size". `make report` writes this page from what lies
+in the results folder, records, figures and measurements of speed, and from nothing else; do not edit it.
 """
 
 RECIPE_NOTE = (

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.catalog import EXPERIMENTS
+from bench.catalog import EXPERIMENTS, find
 from bench.experiment import Experiment, Selection, Weights, canonical_json
 from bench.ledger import Record
 from bench.profiles import at_profile
@@ -44,6 +44,16 @@ class Row:
         used = [record["configuration"]["weights"] for _, record in self.found]
         expected = IMAGENET_WEIGHTS.known_hash if self.experiment.weights == "imagenet1k" else None
         return all((f"sha256:{weights['sha256']}" if weights else None) == expected for weights in used)
+
+    @property
+    def has_the_studys_budget(self) -> bool:
+        """Whether the profile leaves the experiment as the catalog has it."""
+        return self.experiment == find(self.experiment.name)
+
+    @property
+    def comparable_with_the_study(self) -> bool:
+        """Whether the row's accuracy may stand beside the study's: the same initial weights, images and epochs."""
+        return self.starts_as_the_study and self.has_the_studys_budget
 
     def by_seed(self, selection: str) -> dict[int, float]:
         """Percent by seed, of the seeds that are done; empty where the recipe has no such accuracy."""

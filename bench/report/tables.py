@@ -67,7 +67,7 @@ def _accuracy_line(row: Row, compared: Mapping[tuple[str, str | None], Row]) -> 
     cost = row.done[0]["cost"] if row.done else None
     values = row.accuracies(experiment.selection)
     difference = ""
-    if values and experiment.reported is not None and row.starts_as_the_study:
+    if values and experiment.reported is not None and row.comparable_with_the_study:
         difference = f"{statistics.fmean(values) - experiment.reported:+.2f}"
     return {
         "experiment": f"`{experiment.name.partition('/')[2]}`",

@@ -9,6 +9,9 @@ from bench.report.paired import LEVEL
 from bench.report.rows import Row
 from bench.report.tables import Line, table
 
+# Standard error, in points, of the difference of two accuracies on the same 10,000 images of which 1,000 are right in one only.
+SAMPLING = 100 * math.sqrt(1_000) / 10_000
+
 METHOD = f"""\
 Each claim of the study, in our words, is judged by the rows of one profile that started from the same weights, with differences
 paired over the seeds. A claim is
@@ -20,19 +23,26 @@ paired over the seeds. A claim is
 
 "Does not beat" and "does not help" rule out a gain of {MARGIN} points, "does not matter" and "tied" a difference of {MARGIN}
 points, a size that the study calls marginal. So an interval that ends below a gain of {MARGIN} supports "does not beat", but a gain
-that is shown to be above 0 contradicts it, however small: p is then that of no gain at all. "Close" is within {CLOSE:g} point, to
-which the study rounds there; "about" is within a quarter; a gate has moved when its size is above {OPEN_GATE}. Accuracies are of
-the kind that the first row of a difference has, or the best over the epochs where the second has none of that kind. "To the
-control" is the difference to the row without attention that has the same freezing schedule. The study has no such row, and it has
+that is shown to be above 0 contradicts it, however small: p is then that of no gain at all, and a gain that only its own interval
+shows, before Holm's correction, leaves the claim open. "Close" is within {CLOSE:g} point, to which the study rounds there; "about"
+is within a quarter; a gate has moved when its size is above {OPEN_GATE}, which tells that it moved and not how much its branch
+contributes, for the projection behind the gate can take up any factor. Accuracies are of the kind that the first row of a
+difference has, or the best over the epochs where the second has none of that kind. "To the control" is the difference to the
+ConvNeXt without attention that trains by the same schedule, in epochs and in what is frozen. The study has no such row, and it has
 no say in a verdict: it tells attention's part of a difference from the schedule's, and beside claims 7 and 12 the stem's and the
 data set's.
+
+Intervals and p-values are about other seeds, on the same test images, from the same backbone and, under a smaller budget, with the
+same subset. Other images would move a difference too: of two networks of which one alone is right on a tenth of 10,000 test images,
+by {SAMPLING:.1f} points (one standard error), which more seeds do not make smaller.
 """
 
 COMPARISON_NOTE = """\
 Accuracies differ in percentage points; times are ratios, gates sizes. p: paired t-test (of a gate: against the size above). Flip:
 sign-flip permutation test, which assumes less and cannot go below 0.5 with two seeds or 0.25 with three. Both before correction.
-Could show: the smallest true difference that so many seeds with this spread show in 80 % of repetitions (two-sided, 5 %). Note:
-what else than the network differs between the rows, and the device of times."""
+Could show: how far from the bound of the claim (beside a claim: from 0) a true value has to lie so that so many seeds with this
+spread show it in 80 % of repetitions (two-sided, 5 %). Note: what else than the network differs between the rows, and the device of
+times."""
 
 
 def heading(profile: str) -> str:
@@ -61,11 +71,12 @@ def grouped(judgements: Iterable[Judgement]) -> list[tuple[str, list[Judgement]]
 
 
 def basis(judgement: Judgement) -> str:
-    """What the rows behind a verdict started from."""
+    """What the rows behind a verdict started from, and whether with the study's budget."""
     if not judgement.ran:
         return "No comparison has both its rows"
     start = f"`{judgement.weights}`" if judgement.weights else "random weights"
-    return f"From {start}, {'as' if judgement.starts_as_the_study else '**not** as'} in the study"
+    budget = "" if judgement.has_the_studys_budget else ", and **not** with its budget"
+    return f"From {start}, {'as' if judgement.starts_as_the_study else '**not** as'} in the study{budget}"
 
 
 def _verdicts(profile: str, basis_of_all: str, judgements: Sequence[Judgement]) -> str:
@@ -141,7 +152,7 @@ def _why_not_decidable(judgement: Judgement) -> list[str]:
             else f"{_share(unclear, judgement)} intervals reach"
         )
         could_show = size(sizes[0], sizes[-1], unclear[0].comparison.unit)
-        parts.append(f"{one} beyond what is claimed; what so many seeds could show: {could_show}")
+        parts.append(f"{one} beyond what is claimed; so many seeds could show a value that lies {could_show} from the bound")
     return parts
 
 

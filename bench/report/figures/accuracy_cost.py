@@ -17,8 +17,9 @@ TITLE = "What accuracy costs"
 CAPTION = (
     "Rows that train the whole network in the end, each with the accuracy that the study's rule selects; open markers "
     "started from random weights. Images per second are those of the evaluation passes of the runs themselves, forward "
-    "only, on one device, which other work may have shared. With several seeds: means, and bars of one standard deviation "
-    "to each side."
+    "only, on one device, which other work may have shared. Where a profile trains networks on different numbers of images, "
+    "these stand in brackets, and only accuracies on equally many are comparable. With several seeds: means, and bars of one "
+    "standard deviation to each side."
 )
 
 DATASETS = {"cifar100": "CIFAR-100", "fashion_mnist": "Fashion-MNIST"}
@@ -48,7 +49,8 @@ def draw(scope: Scope) -> Figure:
     panels[-1, 0].set_xlabel("multiply-adds of one image (millions)")
     panels[-1, 1].set_xlabel(f"images per second, evaluation during the runs\n({machine})")
     _key(figure, {_kind(row) for row in whole})
-    head(figure, TITLE, note_of(scope, whole))
+    brackets = ", in brackets the training images" if _trained_apart(whole) else ""
+    head(figure, TITLE, note_of(scope, whole) + brackets)
     settle(figure)
     for axes, groups in named:
         points = [point for group in groups.values() for point in group]
@@ -72,12 +74,18 @@ def _multiply_adds(row: Row) -> list[float]:
     return [row.done[0]["cost"]["multiply_adds"] / 1e6]
 
 
-Groups = dict[tuple[str, bool], list[tuple[float, float]]]  # by network, and whether from random weights
+def _trained_apart(rows: Sequence[Row]) -> bool:
+    """Whether the profile gave the rows different numbers of images."""
+    return len({row.experiment.train_images for row in rows}) > 1
+
+
+Groups = dict[tuple[str, bool], list[tuple[float, float]]]  # by name, and whether from random weights
 
 
 def _points(axes: Axes, rows: Sequence[tuple[Row, list[float]]]) -> Groups:
     """Draw rows with what they cost, one value or several; return what each network covers: points along the bars of its rows."""
     groups: Groups = {}
+    apart = _trained_apart([row for row, _ in rows])
     for row, costs in rows:
         values = row.accuracies(row.experiment.selection)
         x, y, dx, dy = statistics.fmean(costs), statistics.fmean(values), deviation(costs), deviation(values)
@@ -95,7 +103,8 @@ def _points(axes: Axes, rows: Sequence[tuple[Row, list[float]]]) -> Groups:
             markeredgewidth=1.2 if scratch else 0.6,
             elinewidth=0.9,
         )
-        covered = groups.setdefault((network_name(row.experiment), scratch), [])
+        images = f" ({row.experiment.train_images or 0:,})" if apart else ""
+        covered = groups.setdefault((f"{network_name(row.experiment)}{images}", scratch), [])
         covered += [(x + part * dx / 10, y) for part in range(-10, 11)] + [(x, y + part * dy / 10) for part in range(-10, 11)]
     axes.margins(x=0.2, y=0.15)
     log_axis(axes)

@@ -5,7 +5,7 @@ import statistics
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.report.figures.scope import NothingToDraw, Scope, accuracy_label, comparable_with_the_study, deviation, note_of, short
+from bench.report.figures.scope import NothingToDraw, Scope, accuracy_label, deviation, note_of, short
 from bench.report.figures.style import FAINT, INK, PURPLE, QUIET, SITE_COLOURS, SMALL, head, new_figure
 from bench.report.rows import Row
 from bench.report.tables import percent
@@ -61,7 +61,7 @@ def _row(axes: Axes, height: int, row: Row) -> None:
         values, [height] * len(values), "o", color=colour, markersize=6, markeredgecolor="white", markeredgewidth=0.7, zorder=3
     )
     axes.annotate(percent(mean), (mean, height), (0, 9), textcoords="offset points", ha="center", fontsize=SMALL, color=INK)
-    if row.experiment.reported is not None and comparable_with_the_study(row):
+    if row.experiment.reported is not None and row.comparable_with_the_study:
         axes.plot(row.experiment.reported, height, "D", color=INK, markersize=6, fillstyle="none")
         axes.annotate(
             f"study {percent(row.experiment.reported)}",

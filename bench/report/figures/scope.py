@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.catalog import find
 from bench.environment import device_in_words
 from bench.experiment import Experiment
 from bench.ledger import Record
@@ -77,11 +76,6 @@ def network_name(experiment: Experiment) -> str:
     """The network without its attention, as a figure names it."""
     stem = {"default": ", default stem", "cifar": ", CIFAR stem", None: ""}[experiment.model.stem]
     return NETWORKS[experiment.model.family] + stem
-
-
-def comparable_with_the_study(row: Row) -> bool:
-    """Whether a row has the study's budget and started from the weights that the study's did."""
-    return row.starts_as_the_study and row.experiment == find(row.experiment.name)
 
 
 def accuracy_label(rows: Sequence[Row]) -> str:
