@@ -39,7 +39,9 @@
 DOCKER ?= docker
 GPUS ?= all
 IMAGE ?= convnext-attention-bench
-LEDGER = $(or $(RESULTS),results)
+# A folder as Python takes it: the shell leaves a ~ within quotes, and some a ~ behind an equals sign, as it is.
+folder = $(patsubst ~/%,$(HOME)/%,$(1))
+LEDGER = $(call folder,$(or $(RESULTS),results))
 # The value of a variable that may be unset or one of some words.
 one_of = $(if $(filter-out $(2),$($(1))),$(error $(1): expected one of $(2), found '$($(1))'),$($(1)))
 
@@ -100,8 +102,10 @@ data: $(INSTALLED)  ## Download, verify and prepare the data sets (FROM='dir ...
 	$(DATA)
 
 # After a grid with failed runs (status 1) the report is written too, and the failure is still make's. Figures come first,
-# because the report shows them; $(1) is the command that draws them, where they are wanted.
-GRID_AND_REPORT = status=0; $(PYTHON) -m bench grid || status=$$?; \
+# because the report shows them; $(1) is the command that draws them, where they are wanted. SIGTERM may come to make and its
+# shell alone, which would die and leave the grid: the shell passes it on and waits for the checkpoint. Ctrl-C comes to all.
+GRID_AND_REPORT = $(PYTHON) -m bench grid & grid=$$!; trap 'kill -TERM $$grid' TERM; trap : INT; \
+	while status=0; wait $$grid || status=$$?; kill -0 $$grid 2>/dev/null; do :; done; \
 	[ $$status -gt 1 ] || { $(if $(1),$(1) || status=$$?;) $(PYTHON) -m bench report || status=$$?; }; \
 	exit $$status
 
@@ -221,7 +225,7 @@ image:  ## Build the container image
 # for the targets that download.
 absolute = $(if $(word 2,$(1)),$(error $(1): expected a path without spaces, which a mount cannot carry),$(abspath $(1)))
 TTY = $(if $(MAKE_TERMOUT),$(shell test -t 0 && echo --interactive --tty))
-DATA_FOLDER = $(call absolute,$(or $(DATASETS),datasets))
+DATA_FOLDER = $(call absolute,$(call folder,$(or $(DATASETS),datasets)))
 RESULTS_FOLDER = $(call absolute,$(LEDGER))
 # All that is documented but what is mounted, what is about the container itself, and what cannot work in it: there is no
 # Slurm (LAUNCHER), the locks are read-only (UPGRADE), and nobody outside reaches a port (PORT).

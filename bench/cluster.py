@@ -12,11 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.environment import ROOT
-from bench.errors import EXIT_FAILED, UserError
+from bench.errors import EXIT_FAILED, UserError, found_in
 from bench.experiment import Run
 from bench.leases import alive
 from bench.ledger import Ledger, write_atomically
@@ -40,6 +40,7 @@ VARIABLES = {
 
 TASKS_PER_PLACE = 4  # tasks for each that runs at the same time, so that unequal ones still fill all places to the end
 MOST_TASKS = 1000  # Slurm's MaxArraySize is 1001 unless a site says otherwise
+LEAST_MINUTES = 5  # Slurm may signal a minute early: with the two below, that leaves two for the start and some steps
 SECONDS_TO_STOP = 120  # from the signal to the time limit: the rest of a step, a checkpoint, and a slow file system
 ARRAYS = 3  # how often runs whose tasks were killed are tried, in an array of their own
 LOOK_SECONDS = 3  # between two looks at the queue
@@ -72,7 +73,7 @@ def launcher(values: dict[str, str]) -> Slurm | None:
     if values["LAUNCHER"] == "local":
         return None
     numbers = {}
-    for name, least in (("GPUS", 0), ("PARALLEL", 1), ("TIME_LIMIT", 1)):
+    for name, least in (("GPUS", 0), ("PARALLEL", 1), ("TIME_LIMIT", LEAST_MINUTES)):
         if not is_count(values[name], least):
             expected = f"a whole number from {least} of at most {COUNT_DIGITS} digits with LAUNCHER=slurm"
             raise UserError(f"{name}: expected {expected}, found {values[name][:80]!r}")
@@ -139,10 +140,11 @@ def work_through(runs: Sequence[Run], settings: Settings, its_slurm: Slurm) -> i
         _wait(runs, settings)
         for run in _due(runs, settings):
             if _status(run, settings) in ("", "interrupted"):
-                status_of_the_dead(run, settings, f"its task ended without a record {ARRAYS} times")
-    counts = _counts([_status(run, settings) for run in runs])
-    print(counts, flush=True)
-    return 0 if counts == f"{len(runs)} done" else EXIT_FAILED
+                how = f"its task ended without a record {ARRAYS} times, so this is written where it was submitted"
+                status_of_the_dead(run, replace(settings, device="cpu"), how)  # there need be no GPU
+    states = [_status(run, settings) for run in runs]
+    print(_counts(states), flush=True)
+    return 0 if set(states) <= {"done"} else EXIT_FAILED
 
 
 def groups(due: Sequence[Run], parallel: int, *, alone: bool = False) -> list[list[Run]]:
@@ -183,7 +185,7 @@ def submit(tasks: Sequence[Sequence[Run]], settings: Settings, its_slurm: Slurm)
     files = []
     for i, group in enumerate(tasks):
         files.append(folder / f"{i}.txt")
-        files[-1].write_text("".join(f"{name(run)}\n" for run in group))
+        _write(files[-1], "".join(f"{name(run)}\n" for run in group))
     executor = submitit.SlurmExecutor(folder / "log", max_num_timeout=10_000)  # a run of days meets many time limits
     executor.update_parameters(
         job_name="bench",
@@ -205,17 +207,27 @@ def submit(tasks: Sequence[Sequence[Run]], settings: Settings, its_slurm: Slurm)
         reason = " ".join(str(error).split())
         raise UserError(f"LAUNCHER=slurm: expected Slurm to take the job, found {reason[:300]}") from error
     array = Array(jobs[0].job_id.partition("_")[0], tuple(tuple(map(name, group)) for group in tasks))
-    content = json.dumps({"job": array.job, "tasks": array.tasks}, indent=1).encode()
-    write_atomically(folder / "array.json", lambda file: file.write(content))
+    _write(folder / "array.json", json.dumps({"job": array.job, "tasks": array.tasks}, indent=1))
     return array
 
 
 def status(runs: Sequence[Run], settings: Settings) -> str:
-    """What runs, waits, is done, has failed: the counts, and a line for each run that is none of done and due."""
-    unfinished = _due(runs, settings)
-    beating = alive([settings.results / "checkpoints" / run.key for run in unfinished])
+    """What runs, waits, is done, has failed: the counts, and a line for each run that is none of done and due.
+
+    Raises:
+        UserError: the leases or the arrays cannot be read, or Slurm does not answer.
+    """
+    unfinished, checkpoints = _due(runs, settings), settings.results / "checkpoints"
+    try:
+        beating = alive([checkpoints / run.key for run in unfinished])
+    except OSError as unread:
+        raise UserError(
+            f"{checkpoints}: expected folders to look at, found {found_in(unread)}; choose others with RESULTS="
+        ) from unread
     running = {run.key for run, beats in zip(unfinished, beating, strict=True) if beats}
-    waiting = {run_name for array, tasks in _queued(arrays(settings.results)).items() for i in tasks for run_name in array.tasks[i]}
+    queued = _queued(arrays(settings.results)).items()
+    # a Slurm that was installed anew counts its jobs from 1 again: a number may be another job's
+    waiting = {run_name for array, tasks in queued for i in tasks if i < len(array.tasks) for run_name in array.tasks[i]}
     states: list[str] = []
     for run in runs:
         its_status = _status(run, settings)
@@ -301,13 +313,24 @@ def _queued(found: Sequence[Array]) -> dict[Array, dict[int, str]]:
 
 
 def _new_folder(parent: Path) -> Path:
-    """The folder with the next number; of two who ask at once, each gets one."""
-    parent.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(path.name) for path in parent.iterdir() if path.name.isdecimal()), default=0)
-    while True:
-        try:
-            (parent / str(number)).mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return parent / str(number)
+    """The folder with the next number; of two who ask at once, each gets one.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(path.name) for path in parent.iterdir() if path.name.isdecimal()), default=0)
+        while True:
+            try:
+                (parent / str(number)).mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return parent / str(number)
+    except OSError as error:
+        raise UserError(f"{parent}: cannot be written ({error.strerror}); choose another folder with RESULTS=") from error
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))

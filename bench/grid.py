@@ -3,6 +3,7 @@
 import functools
 import gc
 import hashlib
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -17,10 +18,10 @@ import torch
 import data
 from bench import environment, memory, stopping
 from bench.engine import ranks
-from bench.engine.checkpoint import Busy, CheckpointFolder, Unwritten
+from bench.engine.checkpoint import Busy, CheckpointFolder, Unusable, Unwritten
 from bench.engine.execution import Choices, choose
 from bench.engine.train import build_network, put_on_device, train
-from bench.errors import UserError, found_in
+from bench.errors import EXIT_FAILED, EXIT_USER, UserError, found_in
 from bench.experiment import Experiment, Run, Weights
 from bench.ledger import FINISHED, SCHEMA, Ledger, Record
 from bench.measure.cost import cost_of
@@ -37,7 +38,9 @@ from models import WeightsError, read_state_dict
 WAITING_SECONDS = 1  # between two looks at whether other processes still work on a run
 CHECKPOINT_SECONDS = 20  # between two checkpoints, at the ends of epochs: what a kill may cost beside the epoch itself
 
-NOT_BEGUN = "not begun"  # runs that stay due, for their device no longer answers this process
+# Runs that stay due:
+NOT_BEGUN = "not begun"  # their device no longer answers this process
+UNUSABLE = "unusable"  # their checkpoint is, which concerns no other run
 
 IMAGENET_SHA256 = str(IMAGENET_WEIGHTS.known_hash).removeprefix("sha256:")
 
@@ -168,7 +171,7 @@ def finished_record(ledger: Ledger, run: Run) -> Record | None:
 
 
 def work_through(runs: Sequence[Run], settings: Settings) -> int:
-    """Execute all runs that are due and print a summary; return 0 if every run is done, else 1.
+    """Execute all runs that are due and print a summary; return the exit status: 0 if every run is done.
 
     Runs that other processes work on come last: they are waited for, and taken over where their process died or gave up.
 
@@ -189,7 +192,7 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
         flush=True,
     )
     check_inputs(due, settings)
-    processes = len(workers(settings))
+    processes = min(len(workers(settings)), max(1, len(due)))
     settings = replace(settings, jobs=processes)
     if processes > 1:
         due.sort(key=work, reverse=True)  # the longest first, so that no process waits for it in the end
@@ -207,7 +210,7 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
     counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
     summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing to do"
     print(f"{summary} in {time.perf_counter() - started:.0f} s", flush=True)
-    return 0 if set(statuses) <= {"done"} else 1
+    return 0 if set(statuses) <= {"done"} else EXIT_USER if UNUSABLE in statuses else EXIT_FAILED
 
 
 def _statuses(due: Sequence[Run], settings: Settings, time_left: TimeLeft, device: torch.device) -> list[str]:
@@ -274,7 +277,7 @@ def choices(settings: Settings) -> Choices:
 
 
 def status_of(run: Run, settings: Settings, position: str = "") -> str:
-    """Execute a run, unless somebody else works on it, and return its status, or ``busy``.
+    """Execute a run, unless somebody else works on it, and return its status, or ``busy``, or what its checkpoint is.
 
     Raises:
         UserError, DataError, WeightsError: an input that the user can mend.
@@ -284,6 +287,9 @@ def status_of(run: Run, settings: Settings, position: str = "") -> str:
     except Busy as busy:
         print(f"{run.experiment.name} seed {run.seed}: {busy}; it comes last", flush=True)
         return "busy"
+    except Unusable as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return UNUSABLE
     if (status := record["results"]["status"]) != "done":
         print(f"{run.experiment.name} seed {run.seed}: {status}: {record['results']['error']}", flush=True)
     return str(status)
@@ -292,7 +298,8 @@ def status_of(run: Run, settings: Settings, position: str = "") -> str:
 def status_of_the_dead(run: Run, settings: Settings, how: str) -> str:
     """Write the record of a run whose process has ended without one, unless somebody else works on the run.
 
-    A process may also die after its record, while CUDA shuts down: then the record counts.
+    Its device is the one that ``settings`` name on this machine. A process may also die after its record, while CUDA shuts down:
+    then the record counts.
     """
     ledger, error = Ledger(settings.results), ChildProcessError(how)
     try:

@@ -167,7 +167,7 @@ def _alive_here(content: bytes | None) -> bool | None:
     try:
         its = json.loads(content or b"")["process"]
         machine, number, _ = its
-    except (ValueError, KeyError, TypeError):  # it is just being written
+    except (ValueError, KeyError, TypeError, RecursionError):  # it is just being written, or no lease
         return None
     ours = _identity(os.getpid())
     if ours is None or machine != ours[0]:

@@ -1,7 +1,8 @@
 """One of the processes that JOBS asks for. It does the runs that it is told, so that they share data, compiled code and warm-up.
 
-On each line of its input stand an experiment and a seed; when the run has ended, its status goes to the file whose number is the
-argument. The other choices are environment variables, as the grid that started it has set them. At the end of its input it ends.
+On each line of its input stand an experiment and a seed; when the run has ended, a line goes to the file whose number is the
+argument: its status, with "last" behind it where this process ends now; or "error:" with what the user can mend. The other choices
+are environment variables, as the grid that started it has set them. At the end of its input it ends.
 """
 
 import gc
@@ -30,17 +31,17 @@ def serve(answers: int) -> None:
     try:
         for line in sys.stdin:
             try:
-                status = status_of(runs[line.strip()], chosen)
+                answer = status_of(runs[line.strip()], chosen)
             except (UserError, DataError, WeightsError) as error:
-                print(f"error: {error}", file=sys.stderr, flush=True)
-                status = "failed"
-            with suppress(BrokenPipeError):  # the grid is gone, and no further line will come
-                os.write(answers, f"{status}\n".encode())
+                answer = f"error: {error}"
             device = environment.choose_device(chosen.device)
-            if status == "failed" and not environment.answers(device):
-                return  # the next run gets a process to which the GPU answers
-            if status == "out_of_memory" and device.type == "cuda":
-                return  # it may have been within a capture, which leaves CUDA in disorder
+            # the next run gets a process to which the GPU answers; want of memory may have been within a capture, which leaves
+            # CUDA in disorder
+            leaving = not environment.answers(device) if answer == "failed" else answer == "out_of_memory" and device.type == "cuda"
+            with suppress(BrokenPipeError):  # the grid is gone, and no further line will come
+                os.write(answers, f"{answer}{' last' if leaving else ''}\n".encode())
+            if leaving:
+                return
             gc.collect()  # a compiled network is a cycle, and holds its memory until then
             torch.cuda.empty_cache()  # other processes may need it before the next run here
     finally:

@@ -2,10 +2,12 @@
 
 SIGUSR1 and SIGUSR2 are what batch systems send before a time limit or a preemption. The first signal while a run is
 :func:`heeding` is a request, and so is one of another kind after it, for a batch system sends several; the same SIGINT or SIGTERM
-again, or any signal at another time, leaves at once.
+again, or any signal at another time, leaves at once. Two of a kind within a moment are one: a group of processes is sent it as a
+whole, and again by its first, as by make.
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,13 +18,17 @@ from bench.errors import EXIT_TERMINATED
 IMPATIENT = (signal.SIGINT, signal.SIGTERM)
 SIGNALS = (*IMPATIENT, signal.SIGUSR1, signal.SIGUSR2)
 
+MOMENT = 1.0  # seconds, for a loaded machine
+
 _heeding = False
 _wanted: int | None = None  # the signal that asked
 _last: int | None = None  # the signal for which this process leaves
+_came: dict[int, float] = {}  # when each last came, by `time.monotonic`
 
 
 def install() -> None:
     """Handle the signals from now on; to be called in the main thread."""
+    _came.clear()
     for number in SIGNALS:
         signal.signal(number, _handle)
 
@@ -65,6 +71,9 @@ def last() -> int | None:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     global _wanted
+    before, _came[number] = _came.get(number, -MOMENT), time.monotonic()
+    if _came[number] - before < MOMENT:
+        return
     if not _heeding or (number == _wanted and number in IMPATIENT):
         _wanted = None
         _raise(number)

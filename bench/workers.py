@@ -18,7 +18,7 @@ import torch
 
 from bench import stopping
 from bench.environment import ROOT, choose_device
-from bench.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from bench.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from bench.experiment import Run
 from bench.limits import available_cores, available_memory
 from bench.settings import Settings
@@ -85,6 +85,9 @@ def share(runs: Sequence[Run], settings: Settings, bury: Callable[[Run, str], st
 
     Returns:
         The status of each run.
+
+    Raises:
+        UserError: an input that the user can mend, of any run; none is begun after it.
     """
     idle: queue.SimpleQueue[_Server] = queue.SimpleQueue()
     servers = [_Server(settings.variables() | {"JOBS": "1"} | worker) for worker in workers(settings)]
@@ -100,14 +103,15 @@ def share(runs: Sequence[Run], settings: Settings, bury: Callable[[Run, str], st
     def answered(run: Run) -> str:
         server = idle.get()  # there are as many as threads that ask
         onlooker.began(run)
-        answer: str | int = 0
         try:
-            while answer == 0:  # it has ended by itself before it took the run, for its GPU did not answer any more
-                with asking:  # none starts unseen after all were asked to stop
-                    if stopped.is_set():
-                        return "interrupted"
-                    server.ask(run)
-                answer = server.answer()
+            with asking:  # none starts unseen after all were asked to stop
+                if stopped.is_set():
+                    return "interrupted"
+                server.ask(run)
+            answer = server.answer()
+        except UserError:
+            stopped.set()
+            raise
         finally:
             idle.put(server)
         if isinstance(answer, str):
@@ -174,9 +178,21 @@ class _Server:
             self._process.stdin.flush()
 
     def answer(self) -> str | int:
-        """Wait for the status of the run, or for the process's exit status if it ends without an answer."""
+        """Wait for the status of the run, or for the process's exit status if it ends without an answer.
+
+        Raises:
+            UserError: an input that the user can mend.
+        """
         assert self._process is not None and self._answers is not None
-        return self._answers.readline().strip() or self._process.wait()
+        line = self._answers.readline().strip()
+        if not line:
+            return self._process.wait()
+        if line.startswith("error: "):
+            raise UserError(line.removeprefix("error: "))
+        status, _, last = line.partition(" ")
+        if last:  # not asked again: its end may take a while, and go wrong
+            self._process.wait()
+        return status
 
     def stop(self) -> None:
         """Ask it to leave a checkpoint and end, by the signal that asked this process."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import cli, cluster, errors, grid, stopping
+from bench.catalog import EXPERIMENTS
 from bench.cluster import VARIABLES, Array, Slurm
 from bench.environment import ROOT
 from bench.errors import UserError
@@ -43,8 +44,9 @@ def test_choices_become_what_a_task_asks_for() -> None:
         ("LAUNCHER", "lsf", "expected local or slurm"),
         ("GPUS", "all", "expected a whole number from 0"),
         ("PARALLEL", "0", "expected a whole number from 1"),
-        ("TIME_LIMIT", "1:00", "expected a whole number from 1"),
-        ("TIME_LIMIT", "9" * 5000, "expected a whole number from 1 of at most 6 digits"),
+        ("TIME_LIMIT", "1:00", "expected a whole number from 5"),
+        ("TIME_LIMIT", "4", "expected a whole number from 5"),
+        ("TIME_LIMIT", "9" * 5000, "expected a whole number from 5 of at most 6 digits"),
         ("PARALLEL", "9" * 5000, "expected a whole number from 1 of at most 6 digits"),
         ("GPUS", "9" * 5000, "expected a whole number from 0 of at most 6 digits"),
         ("TASK_PYTHON", "a 'b", 'expected a command as a shell reads it, found "a \'b" (No closing quotation)'),
@@ -93,14 +95,14 @@ def test_a_dry_run_shows_the_tasks_and_submits_nothing(tmp_path: Path, capsys: p
 def test_the_status_of_the_whole_catalog(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     choice = ["--profile", "smoke", "--results", str(tmp_path)]
     assert cli.main(["grid", *choice, "--status"]) == 0
-    assert capsys.readouterr().out == "40 due\n"
+    assert capsys.readouterr().out == f"{len(EXPERIMENTS)} due\n"
     runs = grid.plan(settings(**{name.lower(): value for name, value in (DEFAULTS | {"PROFILE": "smoke"}).items()}))
     failed = next(run for run in runs if run.experiment.name == "cifar100/E1_P2_F0")
     record = {name: record_of(failed, (1, 2))[name] for name in SECTIONS}
     record["results"] |= {"status": "failed", "error": "OSError: lost"}
     Ledger(tmp_path).write(failed, record)
     assert cli.main(["grid", *choice, "--status"]) == 0
-    assert capsys.readouterr().out == "39 due, 1 failed\ncifar100/E1_P2_F0 0: failed: OSError: lost\n"
+    assert capsys.readouterr().out == f"{len(EXPERIMENTS) - 1} due, 1 failed\ncifar100/E1_P2_F0 0: failed: OSError: lost\n"
 
 
 def test_groups_hold_every_run_once_and_none_is_empty() -> None:
@@ -260,16 +262,19 @@ def test_due_runs_are_one_array_and_nothing_is_done_twice(
     assert capsys.readouterr().out.splitlines()[-1] == "8 done"
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_run_that_kills_its_task_is_tried_alone_and_then_has_a_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Whatever its device is: where it was submitted from there need be none."""
     deadly = next(run for run in RUNS if run.experiment.name == "cifar100/baseline")
     slurm = Cluster(tmp_path, monkeypatch, [deadly])
-    assert cluster.work_through(RUNS, chosen(tmp_path), replace(SLURM, parallel=1)) == errors.EXIT_FAILED
+    its_settings = replace(chosen(tmp_path), device=device)
+    assert cluster.work_through(RUNS, its_settings, replace(SLURM, parallel=1)) == errors.EXIT_FAILED
     assert max(slurm.submitted[0]) > 1 and slurm.submitted[2:] == [[1]]
     assert set(slurm.submitted[1]) == {1}, "those that were with it in a task, and it, each alone"
     failed = records(tmp_path)["cifar100/baseline 0"]["results"]
-    assert failed["status"] == "failed" and failed["error"] == "ChildProcessError: its task ended without a record 3 times"
+    assert failed["status"] == "failed" and failed["error"].startswith("ChildProcessError: its task ended without a record 3 times")
     assert "7 done" in capsys.readouterr().out
 
 
@@ -287,6 +292,34 @@ def test_who_comes_back_finds_what_is_in_the_queue(
         text = cluster.status(RUNS, chosen(tmp_path))
     assert text.splitlines()[0] == "1 running, 1 waiting, 1 done, 5 due"
     assert text.splitlines()[1:] == ["cifar100/baseline 0: running", "cifar100/baseline 1: waiting"]
+
+
+def test_nothing_to_do_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an empty shard."""
+    slurm = Cluster(tmp_path, monkeypatch)
+    assert (cluster.work_through([], chosen(tmp_path), SLURM), slurm.submitted) == (0, [])
+
+
+def test_a_job_of_another_slurm_with_the_same_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cluster/1").mkdir(parents=True)
+    (tmp_path / "cluster/1/array.json").write_text('{"job": "12", "tasks": [["cifar100/baseline 0"]]}')
+    squeue(tmp_path, monkeypatch, "12 0 RUNNING\n12 7 RUNNING")
+    assert cluster.status(RUNS, chosen(tmp_path)).splitlines()[0] == "1 waiting, 7 due"
+
+
+def test_a_folder_for_arrays_that_cannot_be_had_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "cluster").write_text("")
+    with pytest.raises(UserError, match=r"cluster: cannot be written \(File exists\); choose another folder with RESULTS="):
+        cluster._new_folder(tmp_path / "cluster")
+
+
+def test_leases_that_cannot_be_looked_at_are_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def alive(folders: Sequence[Path]) -> list[bool]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cluster, "alive", alive)
+    with pytest.raises(UserError, match="checkpoints: expected folders to look at, found permission denied"):
+        cluster.status(RUNS, chosen(tmp_path))
 
 
 ARRAY = '{"job": "1", "tasks": [["cifar100/baseline 0"]]}'

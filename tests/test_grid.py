@@ -259,6 +259,24 @@ def test_several_processes_share_a_grid(tmp_path: Path) -> None:
     assert sorted(records(tmp_path)) == ["cifar100/baseline_F0 0", "cifar100/baseline_F0 1"]
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_checkpoint_that_cannot_be_used_concerns_its_run_alone(
+    jobs: str, small: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    its_settings = chosen(tmp_path, ONLY="cifar100/baseline_F0", SEEDS="0 1", JOBS=jobs)
+    runs = grid.plan(its_settings)
+    last = CheckpointFolder(tmp_path / "checkpoints" / runs[0].key).last
+    last.parent.mkdir(parents=True)
+    last.write_bytes(b"damaged")
+    assert grid.work_through(runs, its_settings) == errors.EXIT_USER
+    assert list(records(tmp_path)) == ["cifar100/baseline_F0 1"]
+    printed, said = capfd.readouterr()
+    assert "1 unusable, 1 done in" in printed
+    assert said.count("error: ") == 1 and f"error: {last}: expected a checkpoint, found a damaged file; delete it" in said
+    last.unlink()
+    assert grid.work_through(runs, replace(its_settings, jobs=1)) == 0
+
+
 def test_a_terminated_grid_stops_its_processes_and_continues(tmp_path: Path) -> None:
     environ = os.environ | {"PROFILE": "smoke", "DEVICE": "cpu", "PYTHONUNBUFFERED": "1", "RESULTS": str(tmp_path)}
     command = [sys.executable, "-m", "bench", "grid", "--only", "cifar100/baseline_F0", "--seeds", "0-2", "--jobs", "2"]

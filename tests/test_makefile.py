@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -318,6 +320,48 @@ def test_smoke_starts_afresh_in_a_folder_of_its_own(python: Program, tmp_path: P
     assert python.commands() == ["-m bench grid", "-m bench report"]
     assert [call["variables"] for call in python.calls()] == [{"PROFILE": "smoke", "RESULTS": f"{results}/smoke"}] * 2
     assert "results/smoke" in plan("smoke")
+
+
+def test_a_home_folder_is_the_same_to_make_and_python() -> None:
+    """Within quotes a shell leaves it as it is, and Python expands it."""
+    assert 'rm -rf -- "/home/me/x y/smoke"' in plan("smoke", RESULTS="~/x y", HOME="/home/me")
+    container = plan("container", "TARGET=data", RESULTS="~/x", DATASETS="~/y", HOME="/home/me")
+    assert '--volume "/home/me/y:/datasets" --volume "/home/me/x:/results"' in container
+
+
+# Stands for a grid that leaves a checkpoint when it is asked to stop.
+STOPPED = f"""#!{sys.executable}
+import pathlib, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from bench import stopping
+stopping.install()
+log = pathlib.Path({{log!r}})
+with stopping.heeding():
+    log.write_text("at work")
+    while not stopping.wanted():
+        time.sleep(0.02)
+    time.sleep(0.5)
+    log.write_text("checkpoint")
+    stopping.leave()
+"""
+
+
+@pytest.mark.parametrize("target", ["all", "smoke", "run"])
+@pytest.mark.parametrize(("sent", "to_all"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
+def test_a_grid_is_asked_to_stop_and_waited_for(tmp_path: Path, target: str, sent: signal.Signals, to_all: bool) -> None:
+    """Its checkpoint is what the next command goes on from. SIGTERM may come to make alone, Ctrl-C comes to the whole terminal."""
+    log, python = tmp_path / "log", tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(STOPPED.format(log=str(log)))
+    python.chmod(0o755)
+    command = [shutil.which("make") or "make", target, "PROFILE=smoke", "ONLY=cifar100/baseline"]
+    environ = {"PATH": os.environ["PATH"], "VIRTUAL_ENV": str(tmp_path / "venv"), "RESULTS": str(tmp_path / "results")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not (log.exists() and log.read_text()):
+        time.sleep(0.02)
+    (os.killpg if to_all else os.kill)(process.pid, sent)
+    process.communicate(timeout=20)
+    assert (process.returncode != 0, log.read_text()) == (True, "checkpoint")
 
 
 def test_clean_leaves_data_and_ledger(clone: Path) -> None:

@@ -1,6 +1,7 @@
 """One run: the same numbers every time, after an interruption too, and the numbers are the right ones."""
 
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -363,13 +364,17 @@ def test_a_second_signal_leaves_at_once() -> None:
     stopping.install()
     try:
         with stopping.heeding():
-            signal.raise_signal(signal.SIGTERM)
+            for _ in range(3):  # to the group, and by make, and by the shell
+                signal.raise_signal(signal.SIGTERM)
             assert stopping.wanted()
+            time.sleep(stopping.MOMENT)
             with pytest.raises(SystemExit) as left:
                 signal.raise_signal(signal.SIGTERM)
         assert left.value.code == EXIT_TERMINATED
+        time.sleep(stopping.MOMENT)
         with pytest.raises(SystemExit):  # nobody heeds it
             signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # once more to one who is leaving
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -95,6 +95,24 @@ def test_an_estimate_is_divided_by_devices_that_have_a_run(
     assert f"\n{said} on this device" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("jobs", "seeds", "processes"), [("8", "0 1", 2), ("auto", "0", 1), ("3", "0-5", 3)])
+def test_no_more_processes_than_runs_share_the_threads(
+    jobs: str, seeds: str, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, cores=8)
+    found: list[int] = []
+
+    def statuses(due: list[Run], its_settings: Settings, *_: Any) -> list[str]:
+        found.append(len(workers.workers(its_settings)))
+        return ["done"] * len(due)
+
+    monkeypatch.setattr(grid, "_statuses", statuses)
+    its_settings = chosen(tmp_path, JOBS=jobs, ONLY="cifar100/baseline", SEEDS=seeds)
+    assert grid.work_through(grid.plan(its_settings), its_settings) == 0
+    assert grid.work_through([], its_settings) == 0
+    assert found == [processes, 1]
+
+
 # Stands for a process of a grid: it notes its environment, and holds its GPU while it does a run.
 SERVER = """
 import json, os, pathlib, sys, time
@@ -108,16 +126,18 @@ for line in sys.stdin:
     (folder / f"gpu{gpu}").rmdir()
     note = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "DEVICE", "JOBS")} | {"process": os.getpid()}
     (folder / f"{line.split()[1]}.json").write_text(json.dumps(note))
-    print("done", file=answers, flush=True)
-    if line.split()[1] == sys.argv[5]:
-        sys.exit()
+    leaving = line.split()[1] == sys.argv[5]
+    print("done last" if leaving else "done", file=answers, flush=True)
+    if leaving:
+        time.sleep(0.3)
+        os.abort()
 """
 
 
 def serve_with(
     monkeypatch: pytest.MonkeyPatch, folder: Path, *, dies_of: str = "", status: int = 0, leaves_after: str = ""
 ) -> None:
-    """Let the processes of a grid be those above, which may end at a seed, or by themselves after one."""
+    """Let the processes of a grid be those above, which may end at a seed, or die of what they have to end for after one."""
     original = subprocess.Popen
 
     def start(command: list[str], **options: Any) -> "subprocess.Popen[str]":
@@ -144,7 +164,7 @@ def test_processes_of_a_grid_get_their_device_and_never_share_one_of_two(tmp_pat
 
 
 def test_after_a_process_has_left_another_does_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one does whose GPU does not answer any more; it may take the next run's name and not begin it."""
+    """As one does whose GPU does not answer any more; its end takes a while and may go wrong, and is no run's."""
     machine(monkeypatch, gpus=1)
     serve_with(monkeypatch, tmp_path, leaves_after="0")
     its_settings = chosen(tmp_path, JOBS="auto", DEVICE="auto", ONLY="cifar100/baseline", SEEDS="0 1 2")
@@ -164,6 +184,28 @@ def test_a_process_that_ends_within_a_run(
     assert shared(grid.plan(its_settings), its_settings) == ["done", expected, "done"]
     said = capsys.readouterr().out
     assert ("seed 1: failed: ChildProcessError: the process ended with status 1" in said) == (expected == "failed")
+
+
+# Cannot write its folder.
+UNWRITABLE = """
+import os, sys
+for line in sys.stdin:
+    os.write(int(sys.argv[1]), b"error: results: cannot be written\\n")
+"""
+
+
+def test_what_the_user_can_mend_ends_the_grid_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, began = subprocess.Popen, []
+    monkeypatch.setattr(
+        workers.subprocess,
+        "Popen",
+        lambda command, **options: original([sys.executable, "-c", UNWRITABLE, command[-1]], **options),
+    )
+    monkeypatch.setattr(workers._Server, "ask", lambda self, run, ask=workers._Server.ask: (began.append(run), ask(self, run)))
+    its_settings = chosen(tmp_path, JOBS="2", ONLY="cifar100/baseline", SEEDS="0-19")
+    with pytest.raises(UserError, match=r"^results: cannot be written$"):
+        shared(grid.plan(its_settings), its_settings)
+    assert len(began) <= 3, "the first line of either process ends it for all"
 
 
 # In a run it notes every signal; the first asks, and at the second of a kind that is impatient it leaves.
@@ -206,6 +248,7 @@ def test_every_signal_is_passed_on(
         for count, number in enumerate(sent):
             while not (tmp_path / "at work").exists() or len(asked()) < count:
                 time.sleep(0.01)
+            time.sleep(stopping.MOMENT)
             os.kill(os.getpid(), number)
 
     def asked() -> list[int]:
@@ -227,10 +270,8 @@ def test_every_signal_is_passed_on(
     assert asked() == passed_on
 
 
-@pytest.mark.parametrize(("device", "taken"), [("cuda", 1), ("cpu", 2)])
-def test_a_gpu_on_which_memory_ran_out_gets_another_process(
-    device: str, taken: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_a_gpu_on_which_memory_ran_out_gets_another_process(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have been in a capture, which leaves CUDA in disorder."""
     for name, value in {"PROFILE": "smoke", "RESULTS": str(tmp_path), "SEEDS": "0 1", "ONLY": "cifar100/baseline"}.items():
         monkeypatch.setenv(name, value)
@@ -240,11 +281,11 @@ def test_a_gpu_on_which_memory_ran_out_gets_another_process(
     reading, writing = os.pipe()
     serving.serve(writing)
     with os.fdopen(reading) as file:
-        assert file.read().splitlines() == taken * ["out_of_memory"]
+        assert file.read().splitlines() == (["out_of_memory last"] if device == "cuda" else 2 * ["out_of_memory"])
 
 
-def test_a_server_answers_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """By a status, also where an input is missing; a run that failed with its GPU is the last."""
+def test_a_server_answers_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a status, or by what is wrong with an input; a run that failed with its GPU is the last."""
     for name, value in {
         "PROFILE": "smoke",
         "DEVICE": "cpu",
@@ -261,9 +302,10 @@ def test_a_server_answers_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(serving, "status_of", status_of)
     lines = "".join(f"{row}/baseline {seed}\n" for seed in range(3) for row in ("cifar100", "fashion_mnist"))
+    mendable = 2 * ["error: expected the weights, found none"]
     for answers, expected in (
-        (True, ["done", "done", "failed", "failed", "failed", "failed"]),
-        (False, ["done", "done", "failed"]),
+        (True, ["done", "done", *mendable, "failed", "failed"]),
+        (False, ["done", "done", *mendable, "failed last"]),
     ):
         monkeypatch.setattr(serving.environment, "answers", lambda device, answers=answers: answers)
         emptied: list[bool] = []
@@ -274,7 +316,6 @@ def test_a_server_answers_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with os.fdopen(reading) as file:
             assert file.read().splitlines() == expected
         assert len(emptied) == len(expected) - (not answers), "a GPU that does not answer refuses that too"
-        assert "error: expected the weights, found none\n" in capsys.readouterr().err
     reading, writing = os.pipe()
     os.close(reading)
     monkeypatch.setattr(sys, "stdin", io.StringIO("cifar100/baseline 0\n"))

@@ -28,6 +28,10 @@ class Busy(Exception):
     """Another process works on this run; the message says which."""
 
 
+class Unusable(UserError):
+    """A checkpoint from which its run cannot go on. It is up to the user to delete it; other runs are not concerned."""
+
+
 class CheckpointFolder:
     """The files of one run.
 
@@ -97,7 +101,7 @@ class CheckpointFolder:
         removed where an older one is good.
 
         Raises:
-            UserError: all there are are damaged, or the state belongs to another schema or configuration.
+            Unusable: all there are are damaged, or the state belongs to another schema or configuration.
         """
         present = [path for path in (self.last, self.previous) if path.exists()]
         for path in present:
@@ -107,14 +111,14 @@ class CheckpointFolder:
                 print(f"{path}: damaged ({type(error).__name__})", file=sys.stderr, flush=True)
                 continue
             if state.get("schema") != SCHEMA or state.get("configuration_sha256") != configuration_sha256:
-                raise UserError(
+                raise Unusable(
                     f"{path}: expected a checkpoint of this configuration, found another; delete it to start the run again"
                 )
             if path == self.previous:
                 self.last.unlink(missing_ok=True)  # damaged: the next save would put it in the place of this good one
             return state
         if present:
-            raise UserError(f"{self.last}: expected a checkpoint, found a damaged file; delete it to start the run again")
+            raise Unusable(f"{self.last}: expected a checkpoint, found a damaged file; delete it to start the run again")
         return None
 
     def finish(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bench import cli, grid
+from bench import cli, grid, stopping
 from bench.environment import ROOT
 from bench.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
 from bench.ledger import Ledger
@@ -62,7 +62,8 @@ def test_a_second_signal_leaves_at_once(number: signal.Signals, tmp_path: Path) 
     wait_for(tmp_path / "results", "stuck")
     assert process.pid
     os.kill(process.pid, number)
-    process.join(0.5)
+    os.kill(process.pid, number)  # to it as well as to its group
+    process.join(1.5 * stopping.MOMENT)
     assert process.is_alive(), "it was asked to stop after the step"
     os.kill(process.pid, number)
     signalled = time.monotonic()
