@@ -65,6 +65,8 @@ def download(file: RemoteFile, url: str, folder: Path, patience: Patience) -> Pa
         _note_of(part).unlink(missing_ok=True)
 
     try:
+        if file.known_hash is None:  # pooch would take whatever lies there
+            (folder / file.filename).unlink(missing_ok=True)
         return Path(pooch.retrieve(url, file.known_hash, fname=file.filename, path=folder, downloader=bring))
     except MirrorError as error:
         if not error.again:

@@ -47,6 +47,7 @@ class Attempts:
     say: Say
     hopeless: set[str] = field(default_factory=set)
     failures: dict[str, str] = field(default_factory=dict)
+    given: dict[Path, str] = field(default_factory=dict)  # which address gave a file
 
     def rounds(self) -> Iterator[Patience]:
         """Each round's patience, after its pause; ends early when no address is left that a later round could help."""
@@ -57,18 +58,21 @@ class Attempts:
             yield patience
 
     def file(self, file: RemoteFile, folder: Path, patience: Patience) -> Path | None:
-        """The file from the first address that gives it, or None if none does in this round."""
+        """The file, at once if it is there with its hash; else from the first address that gives it, or None if none does now."""
+        path = folder / file.filename
+        if file.known_hash and path.is_file() and has_hash(path, file):
+            return path
         for url in (*(f"{mirror.rstrip('/')}/{file.filename}" for mirror in self.mirrors), *file.urls):
             if url in self.hopeless:
                 continue
-            if file.known_hash is None:  # what lies there was tried before the network was, and did not do
-                (folder / file.filename).unlink(missing_ok=True)
-            if not (folder / file.filename).exists():
-                self.say(f"{file.filename}: fetching from {host_of(url)}")
+            self.say(f"{file.filename}: fetching from {host_of(url)}")
             try:
-                return download(file, url, folder, patience)
+                download(file, url, folder, patience)
             except MirrorError as error:
                 self.fail(url, file.filename, str(error), again=error.again)
+            else:
+                self.given[path] = url
+                return path
         return None
 
     def fail(self, url: str, filename: str, reason: str, *, again: bool) -> None:
@@ -129,12 +133,12 @@ def _from_offer(source: Source, offer: Sequence[RemoteFile], root: Path, attempt
         return from_candidate(source, files[0] if len(files) == 1 else folder, root)
     except DiskError:
         raise
-    except DataError as error:  # a lying mirror without a published hash: forget its file, and do not ask it again
-        for remote, path in zip(offer, files, strict=True):
+    except DataError as error:  # a lying mirror without a published hash: forget its file, and ask those that are left
+        for path in files:
             path.unlink()
-            for url in (*(f"{mirror.rstrip('/')}/{remote.filename}" for mirror in attempts.mirrors), *remote.urls):
-                attempts.fail(url, remote.filename, str(error), again=False)
-        return None
+            if path in attempts.given:
+                attempts.fail(attempts.given[path], path.name, str(error), again=False)
+        return _from_offer(source, offer, root, attempts, patience)
 
 
 def weights_path(root: Path | str | None = None) -> Path | None:

@@ -141,16 +141,41 @@ def test_the_png_mirror_stands_in_when_the_official_host_is_slow(root, said):
     assert "too slow" in said[1]
 
 
+OTHER = tar_bytes(png_files({"train": RAW["train"], "test": replace(RAW["test"], labels=RAW["test"].labels[::-1])}))
+
+
 def test_an_archive_without_a_published_hash_is_judged_by_its_arrays(root, said):
-    other = tar_bytes(png_files({"train": RAW["train"], "test": replace(RAW["test"], labels=RAW["test"].labels[::-1])}))
-    with serving({"cifar100.tgz": other}) as liar:
-        source = cifar100_from(remote(liar.url, content=other, name="cifar100.tgz", known=False))
+    with serving({"cifar100.tgz": OTHER}) as liar:
+        source = cifar100_from(remote(liar.url, content=OTHER, name="cifar100.tgz", known=False))
         with pytest.raises(DataError, match="these are other images or labels"):
             fetch.dataset(source, root, say=said.append)
         assert leftovers(root / "downloads" / "cifar100") == []
         assert len(liar.requests) == 1
         liar.files["cifar100.tgz"] = PNGS
         assert fetch.dataset(source, root, say=said.append).train.sha256 == SPEC.train.sha256
+
+
+def test_only_the_addresses_that_lied_are_given_up(root, said):
+    """However many they are: a later round is for a slow address."""
+    lie = {"cifar100.tgz": OTHER}
+    with serving(lie) as first, serving(lie) as second, serving(lie) as third, serving({"cifar100.tgz": PNGS}) as good:
+        source = cifar100_from(remote(good.url, content=PNGS, name="cifar100.tgz", known=False))
+        liars = [first, second, third]
+        dataset = fetch.dataset(source, root, [liar.url for liar in liars], say=said.append)
+        assert dataset.train.sha256 == SPEC.train.sha256
+        assert [len(mirror.requests) for mirror in (*liars, good)] == [1, 1, 1, 1]
+    failed = [line.partition(": expected SHA-256")[0] for line in said if "failed" in line]
+    assert failed == [f"cifar100.tgz: {liar.url.removeprefix('http://')} failed: cifar100 test" for liar in liars]
+
+
+def test_a_bad_file_that_was_there_is_blamed_on_nobody_and_fetched_anew(root, said):
+    """Even one with its published hash: what it was made into tells."""
+    write_files(root / "downloads" / "cifar100", {NAME: OTHER})
+    with serving({NAME: OTHER}) as mirror:
+        with pytest.raises(DataError, match="these are other images or labels"):
+            fetch.dataset(cifar100_from(remote(mirror.url, content=OTHER)), root, say=said.append)
+        assert len(mirror.requests) == 1
+    assert leftovers(root / "downloads" / "cifar100") == []
 
 
 @pytest.mark.parametrize("known", [True, False])
