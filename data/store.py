@@ -2,10 +2,11 @@
 
     <root>/<name>/{train,test}_images.npy   uint8 [N, H, W, C], canonical order
     <root>/<name>/{train,test}_labels.npy   uint8 [N]
-    <root>/<name>/manifest.json             hashes, statistics, size and time stamp of each array file, and a checksum of all this
+    <root>/<name>/manifest.json             hashes, statistics, size and time stamps of each array file, and a checksum of all this
 
 Opening maps the arrays and trusts them while the stamps are those of the manifest and its checksum holds; what was copied or
-touched since is hashed again, and so nothing unverified is ever returned.
+touched since is hashed again, and so nothing unverified is ever returned. One of the stamps is the time that the kernel alone sets
+(ctime), because a copy may keep the time of modification.
 """
 
 import hashlib
@@ -54,11 +55,17 @@ class Arrays:
         return array
 
     def stamps(self) -> dict[str, list[int]]:
-        """Bytes and modification time in nanoseconds of each file."""
+        """Of each file; Damaged if one is not there."""
         try:
-            return {n: [(s := (self.folder / n).stat()).st_size, s.st_mtime_ns] for n in self.shapes()}
+            return {name: stamps_of(self.folder / name) for name in self.shapes()}
         except OSError as error:
             raise Damaged(f"{error.filename} cannot be read ({error.strerror})") from error
+
+
+def stamps_of(path: Path) -> list[int]:
+    """Bytes, time of modification and time of change (ns) of a file."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def open_prepared(spec: Spec, root: Path, *, verify: bool = False) -> Dataset:
@@ -107,7 +114,7 @@ def write(dataset: Dataset, root: Path) -> None:
             arrays: Split = getattr(dataset, split)
             _write_array(temporary / f"{split}_images.npy", arrays.images)
             _write_array(temporary / f"{split}_labels.npy", arrays.labels)
-        stamps = {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in temporary.iterdir()}
+        stamps = {path.name: stamps_of(path) for path in temporary.iterdir()}
         sha256 = {"train": dataset.train.sha256, "test": dataset.test.sha256}
         _write_manifest(temporary, _manifest(dataset.name, sha256, dataset.mean, dataset.std, stamps))
         _sync_folder(temporary)

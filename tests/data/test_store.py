@@ -160,12 +160,22 @@ def test_damage_is_noticed_reported_and_repaired(source, root, raw_folder, name)
     assert leftovers(root) == ["cifar100"]
 
 
-def test_verify_finds_damage_that_kept_size_and_time(source, root, raw_folder):
+def test_damage_that_kept_size_and_time_is_noticed(source, root, raw_folder):
     from_folders(source, [raw_folder], root)
     path = root / "cifar100" / "train_images.npy"
     stat = path.stat()
     flip_a_pixel(root / "cifar100")
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    while path.stat().st_mtime_ns != stat.st_mtime_ns or path.stat().st_ctime_ns == stat.st_ctime_ns:  # its clock ticks in ms
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert data.status("cifar100", root).state == "damaged"
+
+
+def test_verify_finds_damage_that_no_stamp_shows(source, root, raw_folder, monkeypatch):
+    """As on a disk that no longer gives what was written."""
+    from_folders(source, [raw_folder], root)
+    stamps = store.Arrays(root / "cifar100", SPEC).stamps()
+    flip_a_pixel(root / "cifar100")
+    monkeypatch.setattr(store.Arrays, "stamps", lambda _: stamps)
     assert data.status("cifar100", root).state == "ready"
     assert data.status("cifar100", root, verify=True).state == "damaged"
 
@@ -177,16 +187,35 @@ def test_verify_finds_changed_statistics(source, root, raw_folder):
     assert "mean and std" in data.status("cifar100", root, verify=True).detail
 
 
-def test_a_copy_is_verified_once_and_then_trusted(source, root, raw_folder, tmp_path, monkeypatch):
+@pytest.fixture
+def hashed(monkeypatch):
+    """How many images each hash was over."""
+    counts = []
+    monkeypatch.setattr(store, "sha256_of", lambda i, la, f=store.sha256_of: counts.append(len(la)) or f(i, la))
+    return counts
+
+
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_a_copy_is_verified_once_and_then_trusted(source, root, raw_folder, tmp_path, hashed, keep_times):
     from_folders(source, [raw_folder], root)
+    assert hashed == []  # what was just written is trusted
     copy = tmp_path / "copy"
-    shutil.copytree(root, copy, copy_function=shutil.copy)  # new time stamps
-    hashed = []
-    monkeypatch.setattr(store, "sha256_of", lambda i, la, f=store.sha256_of: hashed.append(len(la)) or f(i, la))
+    shutil.copytree(root, copy, copy_function=shutil.copy2 if keep_times else shutil.copy)
     assert data.load("cifar100", copy).test.sha256 == SPEC.test.sha256
     assert hashed == [200, 100]
     data.load("cifar100", copy)
     assert hashed == [200, 100]
+
+
+def test_what_an_earlier_version_wrote_is_verified_once_and_then_trusted(source, root, raw_folder, hashed):
+    """Its manifest has no time of change."""
+    dataset, folder = from_folders(source, [raw_folder], root), root / "cifar100"
+    stamps = {name: kept[:2] for name, kept in store.Arrays(folder, SPEC).stamps().items()}
+    sha256 = {split: want.sha256 for split, want in SPEC.splits.items()}
+    store._write_manifest(folder, store._manifest("cifar100", sha256, dataset.mean, dataset.std, stamps))
+    for _ in range(2):
+        data.load("cifar100", root)
+        assert hashed == [200, 100]
 
 
 def test_a_bad_source_leaves_nothing_and_a_good_one_beside_it_is_used(source, root, tmp_path):
