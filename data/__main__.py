@@ -7,10 +7,13 @@ Run it again at any time: what is ready stays, what was interrupted continues.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 from . import fetch, sources
 from .canonical import Dataset
@@ -20,17 +23,19 @@ from .roots import resolve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all ready, 2 something could not be prepared (the rest is), 130 interrupted."""
+    """Exit status: 0 all ready, 2 something could not be prepared (the rest is) or told, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        return _prepare_all(options)
+        return _prepare_all(resolve(options.root), options)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)
         return 130
 
 
-def _prepare_all(options: argparse.Namespace) -> int:
-    root: Path = resolve(options.root)
+def _prepare_all(root: Path, options: argparse.Namespace) -> int:
     status = 0
     for name in options.only or sources.SOURCES:
         try:
@@ -62,16 +67,24 @@ def _prepare_weights(root: Path, options: argparse.Namespace) -> None:
         if path is None:
             folders = ", ".join(map(str, options.folders))
             advice = "put the file there or set WEIGHTS=FILE, else `make all` fetches it over the network"
-            print(f"{sources.IMAGENET_WEIGHTS.filename}  not under {folders}; {advice}")
+            _print(f"{sources.IMAGENET_WEIGHTS.filename}  not under {folders}; {advice}")
             return
     else:
         path = fetch.imagenet_weights(root, options.mirrors)
-    print(f"{path.name}  {sources.IMAGENET_WEIGHTS.known_hash}  verified")
+    _print(f"{path.name}  {sources.IMAGENET_WEIGHTS.known_hash}  verified")
 
 
 def _report(dataset: Dataset, state: str) -> None:
     for name, split in (("train", dataset.train), ("test", dataset.test)):
-        print(f"{dataset.name:<14} {name:<5} {len(split.labels):>6,} images  sha256:{split.sha256}  {state}", flush=True)
+        _print(f"{dataset.name:<14} {name:<5} {len(split.labels):>6,} images  sha256:{split.sha256}  {state}")
+
+
+def _print(line: str) -> None:
+    try:
+        print(line.encode(errors="backslashreplace").decode(), flush=True)  # a folder's name can be any bytes
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left as it ends
+        raise DataError(f"standard output: cannot be written ({error.strerror}): send it elsewhere; the work goes on") from error
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,6 +99,13 @@ def _folder(name: str) -> Path:
     if not name:
         raise argparse.ArgumentTypeError("expected a folder, found an empty name")
     return Path(name)
+
+
+def _mirror(url: str) -> str:
+    with suppress(ValueError):
+        if urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname:
+            return url
+    raise argparse.ArgumentTypeError(f"expected an address such as https://host/folder, found {url!r}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mirror",
         dest="mirrors",
+        type=_mirror,
         action="append",
         default=[],
         metavar="URL",

@@ -79,7 +79,7 @@ def readable(path: Path) -> Iterator[None]:
     except BROKEN as error:
         raise DataError(f"{path} is truncated or damaged ({reason(error)}): delete it and get it again") from error
     except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror or error})") from error
+        raise DataError(f"cannot read {path} ({error.strerror or error}): mend its permissions, or get it again") from error
 
 
 def read_file(path: Path, limit: int) -> bytes:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from .archive import looks_like_markup
 from .errors import NO_ROOM, disk_error
@@ -91,7 +90,7 @@ def download(file: RemoteFile, url: str, folder: Path, patience: Patience) -> Pa
 
 
 def host_of(url: str) -> str:
-    return urlsplit(url).netloc or url
+    return url.partition("://")[2].partition("/")[0] or url
 
 
 def _stream(url: str, part: Path, max_bytes: int, patience: Patience) -> bool:

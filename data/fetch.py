@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import sources
+from .archive import readable
 from .canonical import Dataset
 from .download import MirrorError, Patience, download, host_of
 from .errors import DataError, DiskError, disk_error
@@ -60,7 +61,7 @@ class Attempts:
     def file(self, file: RemoteFile, folder: Path, patience: Patience) -> Path | None:
         """The file, at once if it is there with its hash; else from the first address that gives it, or None if none does now."""
         path = folder / file.filename
-        if file.known_hash and path.is_file() and has_hash(path, file):
+        if has_hash(path, file):
             return path
         for url in (*(f"{mirror.rstrip('/')}/{file.filename}" for mirror in self.mirrors), *file.urls):
             if url in self.hopeless:
@@ -147,9 +148,11 @@ def weights_path(root: Path | str | None = None) -> Path | None:
     No network, no hashing.
     """
     path = resolve(root) / "weights" / sources.IMAGENET_WEIGHTS.filename
-    if not is_folder(path.parent) or not path.is_file() or round(path.stat().st_size / 2**20, 3) != sources.IMAGENET_WEIGHTS_MIB:
+    try:
+        size = path.stat().st_size
+    except OSError:
         return None
-    return path
+    return path if round(size / 2**20, 3) == sources.IMAGENET_WEIGHTS_MIB else None
 
 
 def imagenet_weights(
@@ -162,11 +165,11 @@ def imagenet_weights(
 
     Their SHA-256 is checked each time, and a file that fails is fetched again. No pickle is opened here.
 
-    Raises DataError if no mirror gives them or the folder cannot be written.
+    Raises DataError if no mirror gives them, the folder cannot be written, or the file there cannot be read.
     """
     base, remote = resolve(root), sources.IMAGENET_WEIGHTS
     path = base / "weights" / remote.filename
-    if path.is_file() and has_hash(path, remote):
+    if has_hash(path, remote):
         return path
     attempts = Attempts(policy or POLICY, mirrors, say)
     with exclusive(base, "weights", say):
@@ -182,7 +185,7 @@ def imagenet_weights_from(tops: Sequence[Path], root: Path, say: Say = say_on_st
     """Copy the weights from below `tops` to `<root>/weights`, verified; None if no file of their name is there."""
     remote = sources.IMAGENET_WEIGHTS
     target = root / "weights" / remote.filename
-    if target.is_file() and has_hash(target, remote):
+    if has_hash(target, remote):
         return target
     found = [f.path / remote.filename for top in tops for f in folders(top) if remote.filename in f.files]
     if not found:
@@ -202,10 +205,13 @@ def imagenet_weights_from(tops: Sequence[Path], root: Path, say: Say = say_on_st
 
 
 def has_hash(path: Path, remote: RemoteFile) -> bool:
-    """Whether a file has the published hash of `remote`."""
+    """Whether a file is there and has the published hash of `remote`. DataError if it cannot be read."""
     algorithm, _, digest = (remote.known_hash or "").partition(":")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest() == digest
+    with readable(path):
+        if not algorithm or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest() == digest
 
 
 def _folder(path: Path) -> Path:

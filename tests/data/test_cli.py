@@ -14,6 +14,7 @@ import pytest
 import data
 from data import __main__ as cli
 from data import fetch, sources
+from data.errors import DataError
 from data.sources import RemoteFile
 
 from .fakes import (
@@ -150,6 +151,47 @@ def test_a_users_mistake_is_one_line_and_status_2(tmp_path):
     result = run(["--only", "imagenet"], capture_output=True)
     assert result.returncode == 2
     assert "invalid choice: 'imagenet'" in result.stderr
+
+
+@pytest.mark.parametrize("given", ["root", "variable"])
+def test_a_home_folder_that_is_not_there(monkeypatch, capsys, given):
+    folder = "~no-such-user/datasets"
+    if given == "variable":
+        monkeypatch.setenv("DATASETS", folder)
+    assert cli.main(["--root", folder] if given == "root" else []) == 2
+    expected = f"{folder}: expected the home folder of a user, found none: write the path without ~\n"
+    assert capsys.readouterr() == ("", expected)
+    with pytest.raises(DataError, match="expected the home folder of a user, found none"):
+        data.load("cifar100", folder)
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "host/folder", "ftp://host/folder", "https://"])
+def test_a_mirror_that_is_no_address(capsys, url):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--mirror", url])
+    assert left.value.code == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"error: argument --mirror: expected an address such as https://host/folder, found {url!r}; ")
+    assert (out, err.count("\n")) == ("", 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_an_output_that_is_full_is_one_line_and_the_rest_is_prepared(root, tmp_path, capsys, monkeypatch):
+    write_files(tmp_path / "in", {**binary_files(CIFAR_RAW), **idx_files(FASHION_RAW), **WEIGHTS})
+    with Path("/dev/full").open("w") as full:  # closing it writes what is left, as Python does at its end
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["--root", str(root), "--from", str(tmp_path / "in")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("standard output: cannot be written (No space left on device)")
+    assert leftovers(root) == ["cifar100", "fashion_mnist", "weights"]
+
+
+def test_a_folders_name_need_not_be_text(root, tmp_path, monkeypatch):
+    folder = write_files(tmp_path / os.fsdecode(b"\xff"), {**binary_files(CIFAR_RAW), **idx_files(FASHION_RAW)})
+    with (tmp_path / "output").open("w", encoding="utf-8") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert cli.main(["--root", str(root), "--from", str(folder)]) == 0
+    assert f"not under {tmp_path}/\\udcff; put the file there" in (tmp_path / "output").read_text()
 
 
 def test_a_real_ctrl_c_while_a_mirror_stalls(tmp_path):

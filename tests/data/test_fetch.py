@@ -16,6 +16,7 @@ from data.download import MirrorError, Patience, download
 from data.errors import DataError, DiskError
 from data.sources import RemoteFile
 
+from .conftest import ordinary_user
 from .fakes import (
     binary_files,
     idx_files,
@@ -268,6 +269,13 @@ def test_extra_mirrors_come_first_and_known_ones_after(root, said):
         assert (len(extra.requests), len(known.requests)) == (2, 1)
 
 
+def test_a_mirror_that_is_no_address_is_left_for_the_next(root, said):
+    with serving({NAME: BINARY}) as known:
+        dataset = fetch.dataset(cifar100_from(remote(known.url)), root, ["http://[::1"], say=said.append)
+    assert dataset.train.sha256 == SPEC.train.sha256
+    assert said[1].startswith(f"{NAME}: [::1 failed: ")
+
+
 def test_files_under_the_root_spare_the_network(root, said):
     write_files(root / "mine", binary_files(RAW))
     source = cifar100_from(remote(dead_url()))
@@ -376,6 +384,20 @@ def test_weights_from_a_folder(root, weights, tmp_path):
     with pytest.raises(DataError, match="its hash is not sha256:"):
         fetch.imagenet_weights_from([tmp_path / "bad"], root / "other")
     assert leftovers(root / "other" / "weights") == []
+
+
+def test_weights_that_may_not_be_read(weights, open_folder):
+    weights(dead_url())
+    root = open_folder / "root"
+    path = write_files(root / "weights", {WEIGHTS_NAME: WEIGHTS}) / WEIGHTS_NAME
+    with ordinary_user(root):
+        for closed in (path, path.parent):
+            closed.chmod(0o000)
+            for ask in (lambda: fetch.imagenet_weights(root), lambda: fetch.imagenet_weights_from([open_folder], root)):
+                with pytest.raises(DataError, match=r"cannot read .*Permission denied.: mend its permissions"):
+                    ask()
+            assert fetch.weights_path(root) == (path if closed == path else None)
+            closed.chmod(0o755)
 
 
 def test_every_known_address_and_hash_is_well_formed():

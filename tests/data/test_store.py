@@ -5,10 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +19,11 @@ from data.errors import Damaged, DataError, DiskError, Missing
 from data.make_tiny import first_per_class, write_idx_gz
 from data.prepare import from_folders
 
+from .conftest import ordinary_user
 from .fakes import binary_files, leftovers, naive_sha256, small_cifar100, source_of, write_files, zip_bytes
 
 REPOSITORY = Path(data.__file__).parents[1]
 SPEC, RAW = small_cifar100()
-NOBODY = 65534
 
 
 @pytest.fixture
@@ -45,32 +42,6 @@ def raw_folder(tmp_path):
 @pytest.fixture
 def root(tmp_path):
     return tmp_path / "root"
-
-
-@contextmanager
-def ordinary_user(folder: Path) -> Iterator[None]:
-    """Mode bits do not bind root, who may run these tests: give `folder` to nobody and become nobody for a while."""
-    if os.geteuid() != 0:
-        yield
-        return
-    for path in (folder, *folder.rglob("*")):
-        os.chown(path, NOBODY, NOBODY)
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.fixture
-def open_folder():
-    """A folder that any user may reach, unlike pytest's own."""
-    path = Path(tempfile.mkdtemp(prefix="data-test-"))
-    path.chmod(0o755)
-    yield path
-    for folder in (path, *(p for p in path.rglob("*") if p.is_dir())):
-        folder.chmod(0o755)
-    shutil.rmtree(path)
 
 
 def test_load_prepares_what_lies_under_the_root(source, root):
