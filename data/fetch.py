@@ -182,7 +182,10 @@ def imagenet_weights(
 
 
 def imagenet_weights_from(tops: Sequence[Path], root: Path, say: Say = say_on_stderr) -> Path | None:
-    """Copy the weights from below `tops` to `<root>/weights`, verified; None if no file of their name is there."""
+    """Copy the weights from below `tops` to `<root>/weights`, verified; None if no file of their name is there.
+
+    Raises DataError if none of these files can be read and has their hash, or if the folder cannot be written.
+    """
     remote = sources.IMAGENET_WEIGHTS
     target = root / "weights" / remote.filename
     if has_hash(target, remote):
@@ -190,18 +193,32 @@ def imagenet_weights_from(tops: Sequence[Path], root: Path, say: Say = say_on_st
     found = [f.path / remote.filename for top in tops for f in folders(top) if remote.filename in f.files]
     if not found:
         return None
+    source = _first_with_hash(found, remote)
     with exclusive(root, "weights", say):
         temporary = _folder(target.parent) / f".{remote.filename}.tmp"
         try:
-            shutil.copyfile(found[0], temporary)
+            shutil.copyfile(source, temporary)
             if not has_hash(temporary, remote):
-                raise DataError(f"{found[0]}: its hash is not {remote.known_hash}: it is truncated or another file")
+                raise DataError(f"{source}: its copy under {target.parent} is not the same: check the disks and try again")
             temporary.replace(target)
         except OSError as error:
             raise disk_error(error, target.parent) from error
         finally:
             temporary.unlink(missing_ok=True)
     return target
+
+
+def _first_with_hash(paths: Sequence[Path], remote: RemoteFile) -> Path:
+    """The first of `paths` that is `remote`, or a DataError that says of each what it is instead."""
+    failures = []
+    for path in paths:
+        try:
+            if has_hash(path, remote):
+                return path
+            failures.append(f"{path}: its hash is not {remote.known_hash}: it is truncated, another file, or a link to none")
+        except DataError as error:
+            failures.append(str(error))
+    raise DataError("; ".join(failures))
 
 
 def has_hash(path: Path, remote: RemoteFile) -> bool:

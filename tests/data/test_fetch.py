@@ -380,10 +380,43 @@ def test_weights_from_a_folder(root, weights, tmp_path):
     assert fetch.imagenet_weights_from([tmp_path], root) is None
     write_files(tmp_path / "in" / "deep", {WEIGHTS_NAME: WEIGHTS})
     assert fetch.imagenet_weights_from([tmp_path / "in"], root) == fetch.weights_path(root)
-    write_files(tmp_path / "bad", {WEIGHTS_NAME: PAGE})
-    with pytest.raises(DataError, match="its hash is not sha256:"):
-        fetch.imagenet_weights_from([tmp_path / "bad"], root / "other")
-    assert leftovers(root / "other" / "weights") == []
+
+
+def test_the_first_good_weights_of_several_are_taken(root, weights, tmp_path):
+    """Damaged ones may lie in the very place where they belong."""
+    weights(dead_url())
+    write_files(root / "weights", {WEIGHTS_NAME: WEIGHTS[:-10]})
+    write_files(tmp_path / "usb", {WEIGHTS_NAME: WEIGHTS})
+    assert fetch.imagenet_weights_from([root, tmp_path], root).read_bytes() == WEIGHTS
+    assert leftovers(root / "weights") == [WEIGHTS_NAME]
+
+
+def test_weights_of_which_none_is_good_are_all_named(weights, open_folder):
+    weights(dead_url())
+    root = open_folder / "root"
+    bad, link, closed = paths = [open_folder / folder / WEIGHTS_NAME for folder in ("bad", "link", "unreadable")]
+    for path in paths:
+        path.parent.mkdir()
+    bad.write_bytes(PAGE)
+    link.symlink_to("nowhere")
+    closed.write_bytes(WEIGHTS)
+    with ordinary_user(closed.parent):
+        closed.chmod(0o000)
+        with pytest.raises(DataError) as caught:
+            fetch.imagenet_weights_from([open_folder], root)
+    reasons = str(caught.value).split("; ")
+    assert [reason.partition("sha256:")[0] for reason in reasons[:2]] == [f"{path}: its hash is not " for path in (bad, link)]
+    assert reasons[2].startswith(f"cannot read {closed} (Permission denied)")
+    assert not root.exists()
+
+
+def test_weights_that_changed_while_copied_are_not_kept(root, weights, tmp_path, monkeypatch):
+    weights(dead_url())
+    write_files(tmp_path / "usb", {WEIGHTS_NAME: WEIGHTS})
+    monkeypatch.setattr(fetch.shutil, "copyfile", lambda source, target: target.write_bytes(WEIGHTS[:-1]))
+    with pytest.raises(DataError, match=r"its copy under .* is not the same"):
+        fetch.imagenet_weights_from([tmp_path / "usb"], root)
+    assert leftovers(root / "weights") == []
 
 
 def test_weights_that_may_not_be_read(weights, open_folder):
