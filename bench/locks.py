@@ -102,7 +102,7 @@ def applies(marker: str, python: str) -> bool:
     environment = PLATFORM | {"python_full_version": python}
     try:
         return not marker or _holds(ast.parse(marker, mode="eval").body, environment)
-    except (SyntaxError, KeyError, AttributeError, ValueError) as error:
+    except (SyntaxError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise LockError(f"expected a marker on the Python or the platform, found {marker[:80]!r}") from error
 
 

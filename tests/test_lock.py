@@ -61,7 +61,10 @@ def test_a_line_that_pins_nothing_is_refused(line: str) -> None:
         pins(line)
 
 
-@pytest.mark.parametrize("marker", ["extra == 'nt'", "sys_platform", "sys_platform in 'linux'", "python_full_version < 'x'", "("])
+@pytest.mark.parametrize(
+    "marker",
+    ["extra == 'nt'", "sys_platform", "sys_platform < 3", "sys_platform in 'linux'", "python_full_version < 'x'", "("],
+)
 def test_a_marker_that_is_not_understood_is_refused(marker: str) -> None:
     with pytest.raises(LockError, match="expected a marker on the Python or the platform, found"):
         applies(marker, "3.12")
