@@ -285,21 +285,21 @@ def check_weights(datasets: Path, given: Path | None = None) -> Check:
 
     Without them the smoke profile still runs.
     """
-    from data import fetch
+    from data import DataError, fetch
     from data.sources import IMAGENET_WEIGHTS
     from models import WeightsError, read_state_dict
 
-    if given is not None:
-        try:
+    try:
+        if given is not None:
             return Check("weights", True, f"{given.name}, {len(read_state_dict(given))} tensors")
-        except WeightsError as error:
-            return Check("weights", False, "not usable", str(error))
-    path = fetch.weights_path(datasets)
-    if path is None:
-        return Check("weights", True, "missing", "`make data` downloads them, or set WEIGHTS to a file you have")
-    if not fetch.has_hash(path, IMAGENET_WEIGHTS):
-        return Check("weights", False, "damaged", f"delete {path} and run `make data`")
-    return Check("weights", True, f"{path.name}, verified")
+        path = fetch.weights_path(datasets)
+        if path is None:
+            return Check("weights", True, "missing", "`make data` downloads them, or set WEIGHTS to a file you have")
+        if not fetch.has_hash(path, IMAGENET_WEIGHTS):
+            return Check("weights", False, "damaged", f"delete {path} and run `make data`")
+        return Check("weights", True, f"{path.name}, verified")
+    except (DataError, WeightsError) as error:
+        return Check("weights", False, "not usable", str(error))
 
 
 def _gib(size: int) -> str:

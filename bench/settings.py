@@ -11,6 +11,7 @@ from bench.catalog import EXPERIMENTS
 from bench.errors import UserError
 from bench.experiment import Experiment
 from bench.profiles import PROFILES
+from data.roots import expanded
 
 DEFAULTS = {
     "PROFILE": "paper",
@@ -100,6 +101,7 @@ def settings(
 
     Raises:
         UserError: one of them is no choice.
+        DataError: a path begins with ~ and there is no such home folder.
     """
     if profile not in PROFILES:
         raise UserError(f"PROFILE: expected one of {', '.join(PROFILES)}, found {profile!r}")
@@ -120,7 +122,7 @@ def settings(
         if not folder:
             raise UserError(f"{name}: expected a folder, found an empty name; leave it out for {DEFAULTS[name]!r}")
         with suppress(OSError):  # of a name too long, of which the command will tell
-            if Path(folder).expanduser().is_file():
+            if expanded(folder).is_file():
                 raise UserError(f"{name}={folder}: expected a folder, found a file; choose another with {name}=")
     for name, value, kind in (
         ("DEPTHWISE", depthwise, Depthwise),
@@ -135,9 +137,9 @@ def settings(
         device=device,
         jobs=None if jobs == "auto" else int(jobs),
         only=only,
-        datasets=Path(datasets).expanduser(),
-        results=Path(results).expanduser(),
-        weights=Path(weights).expanduser() if weights else None,
+        datasets=expanded(datasets),
+        results=expanded(results),
+        weights=expanded(weights) if weights else None,
         depthwise=cast(Depthwise, depthwise),
         compile=cast(Switch, compile),
         cuda_graph=cast(Switch, cuda_graph),

@@ -38,6 +38,8 @@ from tests.records import record_of, run_of
         (["grid", "--only", "nothing/*"], "ONLY='nothing/*' matches no experiment"),
         (["grid", "--profile", "smoke", "--device", "tpu"], "DEVICE: expected auto, cpu, cuda or cuda:N, found 'tpu'"),
         (["grid", "--weights", "no-such.pth"], "WEIGHTS=no-such.pth: expected a file, found none"),
+        (["list", "--results", "~nosuchuser/x"], "~nosuchuser/x: expected the home folder of a user, found none"),
+        (["grid", "--weights", "~nosuchuser/x"], "~nosuchuser/x: expected the home folder of a user, found none"),
         (["run", "cifar100/typo"], "experiment 'cifar100/typo' is not in the catalog"),
         (["run", "../../etc/passwd"], "is not in the catalog"),
         (["run", "cifar100/baseline", "--seed", "x"], "expected whole numbers from 0"),

@@ -14,6 +14,7 @@ import torch
 from bench import doctor, environment, limits
 from bench.doctor import GIB, Check, examine, render
 from bench.errors import UserError
+from data import DataError
 from data.sources import SOURCES
 
 LINUX_MACHINE = {"/proc/cpuinfo": "flags : fpu avx2 avx512_bf16\n", "/proc/self/cgroup": "0::/job/step\n"}
@@ -32,7 +33,7 @@ class Machine:
         self.free = 100 * GIB
         self.folder = folder
         data, fetch = ModuleType("data"), ModuleType("data.fetch")
-        vars(data).update(fetch=fetch, status=self.status)
+        vars(data).update(fetch=fetch, status=self.status, DataError=DataError)
         vars(fetch).update(weights_path=lambda root: self.weights, has_hash=lambda path, remote: self.weights_intact)
         monkeypatch.setitem(sys.modules, "data", data)
         monkeypatch.setitem(sys.modules, "data.fetch", fetch)
@@ -296,6 +297,15 @@ def test_weights_that_the_user_gives_are_read(tmp_path: Path) -> None:
     assert "expected a file, found none" in doctor.check_weights(tmp_path, path).advice
     torch.save({"a": torch.zeros(1)}, path)
     assert doctor.check_weights(tmp_path, path) == Check("weights", True, "mine.pth, 1 tensors")
+
+
+def test_weights_that_cannot_be_read_are_a_problem_of_their_own(machine: Machine) -> None:
+    def unreadable(path: Path, remote: object) -> bool:
+        raise DataError(f"cannot read {path}")
+
+    vars(sys.modules["data.fetch"]).update(has_hash=unreadable)
+    check = machine.examine()["weights"]
+    assert (check.ok, check.found) == (False, "not usable") and check.advice.startswith("cannot read ")
 
 
 def test_the_real_data_package_answers(tmp_path: Path) -> None:
