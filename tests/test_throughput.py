@@ -3,7 +3,6 @@
 import copy
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -149,21 +148,6 @@ def test_energy_is_counted_in_a_window_of_its_own(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bench._energy, "joules", lambda: next(values))
     assert bench._joules(entrant, speed=1250.0) == pytest.approx(300 / 2.5)
     assert done == [25], "two seconds' steps"
-
-
-def test_a_loop_with_fused_blocks_stands_beside_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lacks one part of ours is computed layer by layer, and there is a row of layers to hold it against."""
-    modes: list[Execution] = []
-    monkeypatch.setattr(loops, "ours", lambda experiment, split, execution, **_: modes.append(execution))
-    compared = comparison.Comparison(CPU, Choices(depthwise="reference"), search=False, say=lambda line: None)
-    fused = Execution(depthwise={1: "matrix"}, blocks="fused")
-    with ExitStack() as stack:
-        contenders = compared._contenders(find("cifar100/baseline"), fused, loops.Flags(), stack)
-    assert comparison.NOT_FUSED_BLOCKS in contenders and comparison.NOT_COMPILED not in contenders
-    for name in (comparison.OURS, comparison.NOT_FUSED_BLOCKS, comparison.REFERENCE_DEPTHWISE, comparison.NOT_DETERMINISTIC):
-        contenders[name]()
-    assert [mode.blocks for mode in modes] == ["fused", "layers", "layers", "layers"]
-    assert (comparison.NOT_FUSED_BLOCKS, comparison.REFERENCE_DEPTHWISE) in comparison.RATIOS
 
 
 def test_a_measurement_holds_what_the_tables_show(report: dict[str, Any]) -> None:
