@@ -133,10 +133,10 @@ class TimeLeft:
             self._began[run.key] = time.perf_counter()
 
     def ended(self, run: Run, status: str) -> None:
-        """Take a run that has. One that another process works on, or that was stopped, says nothing of the pace."""
+        """Take a run that has. One that is not done, as it failed or another process works on it, says nothing of the pace."""
         with self._one_at_a_time:
             now, began, estimate = time.perf_counter(), self._began.pop(run.key), self._left.pop(run.key, None)
-            if estimate is None or status in ("busy", "interrupted"):
+            if estimate is None or status != "done":
                 return
             self._taken += now - began
             self._estimated += estimate
