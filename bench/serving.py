@@ -33,7 +33,7 @@ def serve(answers: int) -> None:
             try:
                 answer = status_of(runs[line.strip()], chosen)
             except (UserError, DataError, WeightsError) as error:
-                answer = f"error: {error}"
+                answer = f"error: {' '.join(str(error).split())}"  # on one line
             device = environment.choose_device(chosen.device)
             # the next run gets a process to which the GPU answers; want of memory may have been within a capture, which leaves
             # CUDA in disorder
