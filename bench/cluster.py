@@ -19,7 +19,7 @@ from bench.environment import ROOT
 from bench.errors import EXIT_FAILED, UserError, found_in
 from bench.experiment import Run
 from bench.leases import alive
-from bench.ledger import Ledger, write_atomically
+from bench.ledger import Ledger, write_bytes_atomically
 from bench.settings import COUNT_DIGITS, Settings, is_count
 from bench.shards import shards, work
 from bench.task import Task
@@ -185,7 +185,7 @@ def submit(tasks: Sequence[Sequence[Run]], settings: Settings, its_slurm: Slurm)
     files = []
     for i, group in enumerate(tasks):
         files.append(folder / f"{i}.txt")
-        _write(files[-1], "".join(f"{name(run)}\n" for run in group))
+        write_bytes_atomically(files[-1], "".join(f"{name(run)}\n" for run in group).encode())
     executor = submitit.SlurmExecutor(folder / "log", max_num_timeout=10_000)  # a run of days meets many time limits
     executor.update_parameters(
         job_name="bench",
@@ -207,7 +207,7 @@ def submit(tasks: Sequence[Sequence[Run]], settings: Settings, its_slurm: Slurm)
         reason = " ".join(str(error).split())
         raise UserError(f"LAUNCHER=slurm: expected Slurm to take the job, found {reason[:300]}") from error
     array = Array(jobs[0].job_id.partition("_")[0], tuple(tuple(map(name, group)) for group in tasks))
-    _write(folder / "array.json", json.dumps({"job": array.job, "tasks": array.tasks}, indent=1))
+    write_bytes_atomically(folder / "array.json", json.dumps({"job": array.job, "tasks": array.tasks}, indent=1).encode())
     return array
 
 
@@ -330,7 +330,3 @@ def _new_folder(parent: Path) -> Path:
                 return parent / str(number)
     except OSError as error:
         raise UserError(f"{parent}: cannot be written ({error.strerror}); choose another folder with RESULTS=") from error
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))

@@ -277,7 +277,7 @@ def choices(settings: Settings) -> Choices:
 
 
 def status_of(run: Run, settings: Settings, position: str = "") -> str:
-    """Execute a run, unless somebody else works on it, and return its status, or ``busy``, or what its checkpoint is.
+    """Execute a run, unless somebody else works on it, and return its status; or ``busy``, or ``unusable`` as its checkpoint is.
 
     Raises:
         UserError, DataError, WeightsError: an input that the user can mend.

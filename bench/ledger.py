@@ -94,8 +94,7 @@ class Ledger:
         """Put a record under its final name in one atomic step and return the path."""
         assert tuple(record) == SECTIONS, tuple(record)
         path = self.path(run)
-        text = canonical_json(record).encode()
-        write_atomically(path, lambda file: file.write(text))
+        write_bytes_atomically(path, canonical_json(record).encode())
         return path
 
 
@@ -153,6 +152,15 @@ def departures(record: Any, *, complete: bool) -> Iterator[Fault]:
         if status not in STATUSES:
             yield Fault("results.status", f"one of {', '.join(STATUSES)}", shown(status))
         yield from faults(record, complete=complete)
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Let a file with this content appear, as :func:`write_atomically` does.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; nothing is left behind.
+    """
+    write_atomically(path, lambda file: file.write(content))
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

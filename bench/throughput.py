@@ -8,7 +8,7 @@ from bench.doctor import check_folder
 from bench.errors import UserError
 from bench.experiment import canonical_json
 from bench.grid import choices
-from bench.ledger import write_atomically
+from bench.ledger import write_bytes_atomically
 from bench.measure.throughput import Bench
 from bench.report.measurements import HEADLINE, NETWORKS, PARTIAL
 from bench.settings import Settings
@@ -48,5 +48,5 @@ def measure(settings: Settings, *, quick: bool) -> Path:
     if not folder.ok:  # said now rather than after ten minutes
         raise UserError(f"{folder.found}: {folder.advice}")
     report = bench.report(find(HEADLINE), {name: find(row) for name, row in names.items()})
-    write_atomically(path, lambda file: file.write(canonical_json(report).encode()))
+    write_bytes_atomically(path, canonical_json(report).encode())
     return path

@@ -356,11 +356,12 @@ def test_a_grid_is_asked_to_stop_and_waited_for(tmp_path: Path, target: str, sen
     python.chmod(0o755)
     command = [shutil.which("make") or "make", target, "PROFILE=smoke", "ONLY=cifar100/baseline"]
     environ = {"PATH": os.environ["PATH"], "VIRTUAL_ENV": str(tmp_path / "venv"), "RESULTS": str(tmp_path / "results")}
-    process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    while not (log.exists() and log.read_text()):
-        time.sleep(0.02)
-    (os.killpg if to_all else os.kill)(process.pid, sent)
-    process.communicate(timeout=20)
+    with subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        while not (log.exists() and log.read_text()):
+            assert process.poll() is None
+            time.sleep(0.02)
+        (os.killpg if to_all else os.kill)(process.pid, sent)
+        process.communicate(timeout=20)
     assert (process.returncode != 0, log.read_text()) == (True, "checkpoint")
 
 

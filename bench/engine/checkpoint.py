@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench.errors import UserError
 from bench.leases import Lease, available_locks
-from bench.ledger import write_atomically
+from bench.ledger import write_atomically, write_bytes_atomically
 
 SCHEMA = 4
 
@@ -72,7 +72,7 @@ class CheckpointFolder:
             raise UserError(f"{self._lock.parent}: {reason}; choose another folder with RESULTS=") from error
         try:
             holder = f"pid {os.getpid()} on {os.uname().nodename}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-            write_atomically(self._holder, lambda file: file.write(holder.encode()))
+            write_bytes_atomically(self._holder, holder.encode())
             yield
         finally:
             with suppress(OSError):  # without the lock the name means nothing

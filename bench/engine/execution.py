@@ -27,7 +27,7 @@ from bench.engine.graphs import captured
 from bench.errors import UserError, found_in
 from bench.experiment import Precision, canonical_json
 from bench.leases import available_locks
-from bench.ledger import write_atomically
+from bench.ledger import write_bytes_atomically
 from models.attention import AttentionLayer, AttentionMethod, ScaledDotProduct, attention_layers, compute_attention_by
 from models.depthwise import Method, depthwise_maps, methods_for, triton_works, use_methods
 from models.patches import PatchLayer, PatchMethod, compute_patches_by, patch_layers
@@ -337,8 +337,7 @@ class Measurements:
             return
         everything = self._read()
         self._seconds = everything.get(self._machine, {}) | self._seconds
-        text = canonical_json(everything | {self._machine: self._seconds}).encode()
-        write_atomically(self._kept, lambda file: file.write(text))
+        write_bytes_atomically(self._kept, canonical_json(everything | {self._machine: self._seconds}).encode())
 
     def _read(self) -> dict[str, dict[str, dict[str, float]]]:
         if self._kept is None:

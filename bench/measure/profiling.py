@@ -25,7 +25,7 @@ from bench.engine.execution import Choices, Execution, choose
 from bench.environment import slug
 from bench.errors import UserError, found_in
 from bench.experiment import Experiment, Model, canonical_json
-from bench.ledger import write_atomically
+from bench.ledger import write_bytes_atomically
 from bench.measure.operators import IDLE
 from bench.measure.recording import Profile, record
 from bench.measure.trace import Breakdown, memory_of_last_step, on_device, on_host
@@ -71,7 +71,7 @@ def profile_networks(settings: Settings, choices: Choices) -> Iterator[str]:
         name = network_name(experiment.model)
         entry = profile_network(experiment, device, choices, folder / slug(name))
         entries[slug(name)] = entry
-        _write(summary, canonical_json({"schema": SCHEMA, "networks": entries}).encode())
+        write_bytes_atomically(summary, canonical_json({"schema": SCHEMA, "networks": entries}).encode())
         yield f"\n{number}/{len(chosen)} {name}\n{shown(entry)}"
         gc.collect()
     yield f"\nprofiled {len(chosen)} networks in {time.perf_counter() - started:.0f} s; wrote {summary}"
@@ -87,12 +87,12 @@ def profile_network(experiment: Experiment, device: torch.device, choices: Choic
     classes = len(SOURCES[experiment.dataset].spec.classes)
     execution = _mode(experiment, classes, device, choices)
     launched = record(experiment, classes, replace(execution, cuda_graph=False), device)
-    _write(folder / "step.pt.trace.json.gz", _compressed(launched.trace))
+    write_bytes_atomically(folder / "step.pt.trace.json.gz", _compressed(launched.trace))
     breakdown, of_graph, graph = _broken_down(launched, device), None, None
     if execution.cuda_graph:
         gc.collect()
         graph = record(experiment, classes, execution, device)
-        _write(folder / "graph.pt.trace.json.gz", _compressed(graph.trace))
+        write_bytes_atomically(folder / "graph.pt.trace.json.gz", _compressed(graph.trace))
         of_graph = _broken_down(graph, device)
     return {
         "name": network_name(experiment.model),
@@ -219,10 +219,6 @@ def _entries(summary: Path) -> dict[str, Entry]:
 
 def _compressed(trace: str) -> bytes:
     return gzip.compress(trace.encode(), compresslevel=5, mtime=0)
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.environment import ROOT
 from bench.errors import UserError
-from bench.ledger import Ledger, write_atomically
+from bench.ledger import Ledger, write_bytes_atomically
 from bench.profiles import PROFILES
 from bench.report.export import as_csv, as_json, export_lines
 from bench.report.html import html_page
@@ -29,7 +29,7 @@ def write_report(results: Path) -> list[Path]:
     """
     pages = dict(report_pages(results, list(Ledger(results).records())))
     for path, text in pages.items():
-        _write(path, text)
+        write_bytes_atomically(path, text.encode())
     return list(pages)
 
 
@@ -70,7 +70,3 @@ def _with_table(readme: Path, table: str) -> str:
     if not (begin and end):
         raise UserError(f"{readme.name}: expected the marks {BEGIN} and {END} around the table; put them back")
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))

@@ -175,14 +175,26 @@ def test_a_mirror_that_is_no_address(capsys, url):
     assert (out, err.count("\n")) == ("", 1)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-def test_an_output_that_is_full_is_one_line_and_the_rest_is_prepared(root, tmp_path, capsys, monkeypatch):
+def without_a_reader():
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+# /dev/full is Linux's
+OUTPUTS = {"Broken pipe": without_a_reader} | (
+    {"No space left on device": lambda: os.open("/dev/full", os.O_WRONLY)} if Path("/dev/full").exists() else {}
+)
+
+
+@pytest.mark.parametrize("reason", OUTPUTS)
+def test_an_output_that_takes_nothing_is_one_line_and_the_rest_is_prepared(reason, root, tmp_path, capsys, monkeypatch):
     write_files(tmp_path / "in", {**binary_files(CIFAR_RAW), **idx_files(FASHION_RAW), **WEIGHTS})
-    with Path("/dev/full").open("w") as full:  # closing it writes what is left, as Python does at its end
-        monkeypatch.setattr(sys, "stdout", full)
+    with os.fdopen(OUTPUTS[reason](), "w") as output:  # closing it writes what is left, as Python does at its end
+        monkeypatch.setattr(sys, "stdout", output)
         assert cli.main(["--root", str(root), "--from", str(tmp_path / "in")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("standard output: cannot be written (No space left on device)")
+    assert line.startswith(f"standard output: cannot be written ({reason})")
     assert leftovers(root) == ["cifar100", "fashion_mnist", "weights"]
 
 

@@ -24,7 +24,6 @@ from bench import cli, grid, ledger, stopping
 from bench.engine import checkpoint
 from bench.engine.execution import Measurements
 from bench.progress import Watcher
-from bench.report import write
 from tests.conftest import small_network
 
 EXPERIMENTS = ("cifar100/stem_dual", "fashion_mnist/baseline")  # with and without a validation split
@@ -148,7 +147,7 @@ def _arm(results: Path, moment: int, disaster: Disaster) -> None:
             happen()
 
     whole = ledger.write_atomically
-    for module in (ledger, checkpoint, write):
+    for module in (ledger, checkpoint):
         module.write_atomically = write_half  # type: ignore[attr-defined]
     Watcher.step = after_step  # type: ignore[method-assign]
     sys.addaudithook(before_operation)

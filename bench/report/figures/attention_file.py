@@ -22,7 +22,7 @@ from bench.engine.train import best_epoch, build_network, put_on_device, selecti
 from bench.environment import choose_device
 from bench.errors import UserError
 from bench.experiment import Run, Weights, canonical_json
-from bench.ledger import Record, write_atomically
+from bench.ledger import Record, write_bytes_atomically
 from bench.report.figures.examples import RULE, Example, examine
 from bench.report.figures.scope import Scope
 from models import read_state_dict
@@ -85,8 +85,7 @@ def write_missing(scope: Scope, *, results: Path, datasets: Path, device: str, i
             present = read(path)
             if present.weights_sha256 == sha256_of_weights(network) and present.with_images == images:
                 continue
-        text = canonical_json(describe(run, record, network, dataset, images=images)).encode()
-        write_atomically(path, lambda file, text=text: file.write(text))  # type: ignore[misc]
+        write_bytes_atomically(path, canonical_json(describe(run, record, network, dataset, images=images)).encode())
         written.append(path)
     return written
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from bench.ledger import write_atomically
+from bench.ledger import write_bytes_atomically
 
 # Okabe and Ito's palette, which stays apart under every common colour blindness: https://jfly.uni-koeln.de/color
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -84,9 +84,8 @@ def save(figure: Figure, stem: Path, title: str) -> list[Path]:
     ):
         buffer = BytesIO()
         figure.savefig(buffer, format=suffix[1:], metadata=metadata)
-        content = buffer.getvalue()
         path = stem.with_name(stem.name + suffix)
-        write_atomically(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        write_bytes_atomically(path, buffer.getvalue())
         paths.append(path)
     return paths
 
