@@ -1,4 +1,4 @@
-"""The shapes that layers see are those of a real forward pass, which never takes place."""
+"""The shapes that layers see are those of a forward pass, which leaves no trace."""
 
 import torch
 from torch import nn
@@ -8,9 +8,9 @@ from models.shapes import calls
 
 def test_calls_come_in_order_and_the_network_stays_as_it_is() -> None:
     shrinking = nn.MaxPool2d(2)
-    network = nn.Sequential(shrinking, nn.Conv2d(3, 5, 3), shrinking, nn.Dropout()).train()
+    network = nn.Sequential(shrinking, nn.Conv2d(3, 5, 3), shrinking, nn.BatchNorm2d(5), nn.Dropout()).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    found = calls(network, lambda layer: not isinstance(layer, nn.Sequential | nn.Dropout), side=12)
+    found = calls(network, lambda layer: isinstance(layer, nn.MaxPool2d | nn.Conv2d), side=12)
     assert [(name, type(layer), tuple(given), tuple(gave)) for name, layer, given, gave in found] == [
         ("0", nn.MaxPool2d, (1, 3, 12, 12), (1, 3, 6, 6)),
         ("1", nn.Conv2d, (1, 3, 6, 6), (1, 5, 4, 4)),
@@ -18,3 +18,10 @@ def test_calls_come_in_order_and_the_network_stays_as_it_is() -> None:
     ]
     assert network.training and not any(module._forward_hooks for module in network.modules())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_on_the_meta_device_nothing_is_computed() -> None:
+    convolution = nn.Conv2d(3, 5, 3, device="meta")
+    (call,) = calls(nn.Sequential(convolution), lambda layer: isinstance(layer, nn.Conv2d), side=12)
+    assert call.gave == (1, 5, 10, 10)
+    assert next(call.layer.parameters()).is_meta
