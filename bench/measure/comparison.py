@@ -105,9 +105,11 @@ class Comparison:
                 self._say(name)
                 left = memory_left(self._device)
                 contenders[name] = make()
-                contenders[name](WARM_UP + 2 if self._device.type == "cuda" else 2)  # plans, allocations, workers, a graph
+                contenders[name](WARM_UP + 2 if self._device.type == "cuda" else 1)  # plans, allocations, workers, a graph
                 after = memory_left(self._device)
                 most = max(most, left - after) if left is not None and after is not None else 0
+            for contender in contenders.values():  # those made first have been idle, and their memory may have to come back
+                contender(1)
             speeds = interleaved(
                 contenders,
                 images=dict.fromkeys(contenders, batch_size),

@@ -29,6 +29,7 @@ SCHEMA = 1
 BATCH_SIZES = {"cpu": (64, 128, 256), "cuda": (128, 512, 2048)}
 
 TOO_SLOW_TO_SEARCH = 3.0  # seconds of a step
+SEARCH_ENDS = 400.0  # seconds after the beginning: on two slow cores the loops need the rest of ten minutes
 ENERGY_SECONDS = 2.0  # of training while the energy is counted, which the driver does some ten times a second
 SHARED_SECONDS = 5.0  # that processes train together
 
@@ -60,7 +61,8 @@ class Bench:
     ) -> None:
         self._device, self._choices = device, choices
         self._window_seconds, self._windows, self._search, self._say = window_seconds, windows, search, say
-        self._ends = time.perf_counter() + least_seconds
+        now = time.perf_counter()
+        self._ends, self._search_ends = now + least_seconds, now + SEARCH_ENDS
         self._split = loops.random_split(device)
         self._energy = EnergyCounter(device)
 
@@ -212,16 +214,17 @@ class Bench:
     def _inference(self, experiment: Experiment, execution: Execution) -> loops.Steps:
         batch_size = EVALUATION_BATCH[self._device.type]
         steps = loops.inference(experiment, execution, batch_size=batch_size, classes=loops.CLASSES, device=self._device)
-        steps(1)
+        if self._device.type == "cuda":  # on two cores the first is as fast as the others
+            steps(1)
         return steps
 
     def _best_batch(self, name: str, experiment: Experiment, execution: Execution, row: Report) -> Report | None:
         """The batch size with the most images per second, of a few, not compiled; one too large for the memory ends the search.
 
-        None where a step takes long: others would take a quarter of a minute for each network.
+        None where a step takes long, for others would take a quarter of a minute for each network, and where time is short.
         """
         own, speed = row["batch_size"], row["training_images_per_second"]["median"]
-        if not self._search or own / speed >= TOO_SLOW_TO_SEARCH:
+        if not self._search or own / speed >= TOO_SLOW_TO_SEARCH or time.perf_counter() > self._search_ends:
             return None
         self._say(f"{name}, other batch sizes")
         speeds = {} if execution.compiled else {own: speed}

@@ -63,28 +63,35 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Images per second of each contender, one value for each window, windows of all contenders in turns.
 
-    A first step of each says how many fill a window. It is no window: the one that was made first has been idle for a while, and
-    its memory may have to come back.
+    In the first turn a step of each says how many fill a window. Where one does, it is the window: on two cores it takes no longer
+    than those after it. Where not, it may, for the contender has been idle for a while, and the window follows.
 
     Args:
-        contenders: each takes a number of steps and does them; all are warm.
+        contenders: each takes a number of steps and does them; all are warm, or on a CPU at least made.
         images: in a step of each.
         window_seconds: about how long a window lasts; at least one step.
         windows: turns of each; fewer where a step of one takes long.
         least_seconds: further turns until so much time has passed: what is fast has time for more, and a steadier median.
     """
-    once = {name: seconds_of(partial(contender, 1), device) for name, contender in contenders.items()}
-    steps = {name: max(1, round(window_seconds / seconds)) for name, seconds in once.items()}
-    if max(once.values(), default=0.0) > SLOW:
-        windows = min(windows, ENOUGH_OF_THE_SLOW)
-    speeds: dict[str, list[float]] = {name: [] for name in contenders}
     started = time.perf_counter()
-    turns = 0
+    steps: dict[str, int] = {}
+    speeds: dict[str, list[float]] = {}
+
+    def seconds(name: str, count: int) -> float:
+        return seconds_of(partial(contenders[name], count), device)
+
+    for name in contenders:
+        once = seconds(name, 1)
+        steps[name] = max(1, round(window_seconds / once))
+        window = once if steps[name] == 1 else seconds(name, steps[name])
+        speeds[name] = [images[name] * steps[name] / window]
+        if once > SLOW:
+            windows = min(windows, ENOUGH_OF_THE_SLOW)
+    turns = 1
     while turns < windows or time.perf_counter() - started < least_seconds:
         turns += 1
-        for name, contender in contenders.items():
-            seconds = seconds_of(partial(contender, steps[name]), device)
-            speeds[name].append(images[name] * steps[name] / seconds)
+        for name in contenders:
+            speeds[name].append(images[name] * steps[name] / seconds(name, steps[name]))
     return speeds
 
 

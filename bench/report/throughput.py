@@ -27,10 +27,10 @@ FLOPs are those of convolutions, linear layers and attention's products, forward
 *roofline* is the time that the device's measured peak in matrix products and in copies allows for that arithmetic and for the least
 traffic of parameters and activations, whose share of the bandwidth is that of copies. Training is in the mode of the row, inference
 neither compiled nor in a graph. The warm-up is what the first steps take, with the compiling of what no row above has compiled. The
-best batch is the fastest of a few, not compiled, in a window each; where a step takes several seconds it is empty, for only the
-recipe's batch was measured. A network's row and its loop were measured minutes apart, which on a shared machine may be a third.
-Peak memory is that of the process, with its libraries and data on a CPU, with what torch has allocated on a GPU; the joules are the
-GPU's own count.
+best batch is the fastest of a few, not compiled, in a window each; where a step takes several seconds, or time was short, it is
+empty, for only the recipe's batch was measured. A network's row and its loop were measured minutes apart, which on a shared
+machine may be a third. Peak memory is that of the process, with its libraries and data on a CPU, with what torch has allocated on
+a GPU; the joules are the GPU's own count.
 """
 METHODS_NOTE = f"""\
 The mode was chosen by the times of single layers and of a network's blocks, the shortest of several at batch {BATCH} (maps are
