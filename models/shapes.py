@@ -24,10 +24,11 @@ def calls(network: nn.Module, of: Callable[[nn.Module], bool], *, side: int = 32
     The forward pass is that of a copy, with the same weights: on the meta device if they lie there, else on the CPU, which computes
     an image in less time than Python takes to find the shapes alone.
     """
+    tensors = (*network.parameters(), *network.buffers())
+    device = "meta" if any(tensor.is_meta for tensor in tensors) else "cpu"
     with torch.no_grad():
-        weights = {id(its): its if its.is_meta else its.cpu() for its in (*network.parameters(), *network.buffers())}
-    network = copy.deepcopy(network, weights).eval()  # which takes these for copied
-    device = "meta" if next(network.parameters()).is_meta else "cpu"
+        there = {id(tensor): tensor.to(device) for tensor in tensors}  # the same tensors, if they lie there
+    network = copy.deepcopy(network, there).eval()  # which takes these for copied
     found: list[Call] = []
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -1,7 +1,10 @@
 """The shapes that layers see are those of a forward pass, which leaves no trace."""
 
+from typing import Any
+
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.shapes import calls
 
@@ -25,3 +28,15 @@ def test_on_the_meta_device_nothing_is_computed() -> None:
     (call,) = calls(nn.Sequential(convolution), lambda layer: isinstance(layer, nn.Conv2d), side=12)
     assert call.gave == (1, 5, 10, 10)
     assert next(call.layer.parameters()).is_meta
+
+
+def test_weights_of_another_device_are_copied_and_stay_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here they lie on the CPU, and are copied as those of a GPU would be."""
+    moved: list[tuple[int, Any]] = []
+    monkeypatch.setattr(Tensor, "to", lambda tensor, device: moved.append((id(tensor), device)) or tensor.detach().clone())
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5))
+    before = {name: id(tensor) for name, tensor in network.state_dict(keep_vars=True).items()}
+    (call,) = calls(network, lambda layer: isinstance(layer, nn.Conv2d), side=12)
+    assert call.gave == (1, 5, 10, 10) and call.layer is not network[0]
+    assert sorted(moved) == sorted((of, "cpu") for of in before.values())
+    assert before == {name: id(tensor) for name, tensor in network.state_dict(keep_vars=True).items()}

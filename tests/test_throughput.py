@@ -81,7 +81,8 @@ def test_networks_that_do_not_fit_together_are_measured_one_after_another(monkey
 
     log: list[str] = []
     monkeypatch.setattr(measuring.loops, "ours", ours)
-    monkeypatch.setattr(measuring.loops, "inference", lambda *_, **__: lambda steps: None)
+    inferred: list[int] = []
+    monkeypatch.setattr(measuring.loops, "inference", lambda *_, **__: inferred.append)
     monkeypatch.setattr("bench.engine.network.build", lambda model, *, classes, seed, initial=None: small_network(classes))
     choices = Choices(depthwise="reference")
     bench = measuring.Bench(CPU, choices, window_seconds=0, windows=3, search=True, say=lambda line: None)
@@ -92,7 +93,11 @@ def test_networks_that_do_not_fit_together_are_measured_one_after_another(monkey
     one, two, _ = rows
     warm, turns = [one, two], 3 * [one, two]
     assert log[:8] == [*warm, *turns]
+    assert len(inferred) == 3 * 3, "windows alone: a CPU needs no warm-up for it"
     assert all(found[row]["best_batch"]["tried"] == [64, 128] for row in rows)
+    monkeypatch.setattr(measuring, "SEARCH_ENDS", -1.0)
+    hurried = measuring.Bench(CPU, choices, window_seconds=0, windows=3, search=True, say=lambda line: None)
+    assert hurried.networks({one: find(one)}, peak)[one]["best_batch"] is None
     monkeypatch.setattr(measuring.loops, "ours", lambda *_, **__: pytest.fail("not of memory"))
     with pytest.raises(pytest.fail.Exception, match="not of memory"):
         bench.networks({one: find(one)}, peak)
@@ -102,9 +107,10 @@ def test_loops_for_which_there_is_no_memory_are_left_out(monkeypatch: pytest.Mon
     """Each takes 100 bytes; the fourth would begin with less than 200."""
     made: list[str] = []
     said: list[str] = []
+    log: list[str] = []
 
     def make(name: str) -> Callable[[], loops.Steps]:
-        return lambda: made.append(name) or (lambda steps: None)  # type: ignore[func-returns-value]
+        return lambda: made.append(name) or (lambda steps: log.append(name))  # type: ignore[func-returns-value]
 
     monkeypatch.setattr("bench.engine.network.build", lambda model, *, classes, seed, initial=None: small_network(classes))
     monkeypatch.setattr(comparison.Comparison, "_best_flags", lambda *_, **__: loops.Flags())
@@ -117,6 +123,7 @@ def test_loops_for_which_there_is_no_memory_are_left_out(monkeypatch: pytest.Mon
     assert made == list(found["images_per_second"]) == [comparison.OURS, comparison.BARE, comparison.EAGER]
     assert said[-1] == f"no more loops, for want of memory: {comparison.CONVENTIONAL} and those after it are left out"
     assert f"{comparison.OURS} / {comparison.BARE}" in found["ratios"]
+    assert log == 5 * made and found["windows"] == 3, "a first step, a turn that is not timed, three windows"
 
 
 def test_a_network_takes_the_memory_that_it_would_take_alone(monkeypatch: pytest.MonkeyPatch) -> None:

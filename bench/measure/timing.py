@@ -64,10 +64,10 @@ def interleaved(
     """Images per second of each contender, one value for each window, windows of all contenders in turns.
 
     In the first turn a step of each says how many fill a window. Where one does, it is the window: on two cores it takes no longer
-    than those after it. Where not, it may, for the contender has been idle for a while, and the window follows.
+    than those after it, if its memory is at hand (:func:`warmed_up`, or an untimed turn before). Else the window follows.
 
     Args:
-        contenders: each takes a number of steps and does them; all are warm, or on a CPU at least made.
+        contenders: each takes a number of steps and does them; all are warm, but for inference on a CPU.
         images: in a step of each.
         window_seconds: about how long a window lasts; at least one step.
         windows: turns of each; fewer where a step of one takes long.
