@@ -44,7 +44,7 @@ def test_contenders_take_turns_in_windows_of_the_same_length(monkeypatch: pytest
     assert ratio(speeds, "fast", "slow").median == pytest.approx(80 / 1.5)
 
 
-@pytest.mark.parametrize(("slow", "turns"), [(1.9, 5), (4, 3), (15, 3)])
+@pytest.mark.parametrize(("slow", "turns"), [(3.9, 5), (4.5, 3), (15, 3)])
 def test_three_turns_are_enough_where_a_step_is_slow(slow: float, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     monkeypatch.setattr(timing.time, "perf_counter", lambda: slow * len(calls))

@@ -29,7 +29,7 @@ SCHEMA = 1
 BATCH_SIZES = {"cpu": (64, 128, 256), "cuda": (128, 512, 2048)}
 
 TOO_SLOW_TO_SEARCH = 3.0  # seconds of a step
-SEARCH_ENDS = 400.0  # seconds after the beginning: on two slow cores the loops need the rest of ten minutes
+SEARCH_ENDS = 360.0  # seconds after the beginning: on two slow cores the loops need the rest of ten minutes
 ENERGY_SECONDS = 2.0  # of training while the energy is counted, which the driver does some ten times a second
 SHARED_SECONDS = 5.0  # that processes train together
 

@@ -16,7 +16,7 @@ from bench import limits, memory
 MOST_RESERVED = 0.25  # of the memory that this process may use
 ROOM = 2.0  # times the memory of the largest so far, for the next one
 WINDOWS = 5  # turns of each contender
-SLOW, ENOUGH_OF_THE_SLOW = 2.0, 3  # from so many seconds of a step so many turns are enough: they are long
+SLOW, ENOUGH_OF_THE_SLOW = 4.0, 3  # from so many seconds of a step so many turns are enough: they are long
 
 
 @dataclass(frozen=True)
