@@ -15,10 +15,9 @@ from bench.settings import Settings
 
 QUICK = ("ConvNeXt-Tiny, default stem", "ViT-Tiny")
 
-# Seconds of a window, windows of each contender, and seconds of everything, which further turns of the loops fill. Without bf16
-# units two cores take 8 to 10 minutes, and the matched ViT alone up to 15 seconds a step; with them 6, and what is left makes the ratios
-# steadier. On a GPU most of the time goes to compiling, and windows of it hardly differ.
-WINDOWS = {("cpu", False): (1.0, 5, 480), ("cpu", True): (0.5, 3, 0), ("cuda", False): (0.3, 5, 0), ("cuda", True): (0.2, 3, 0)}
+# Seconds of a window, windows of each contender, and seconds of everything, which further turns of the loops fill: on two cores,
+# where windows of the same loop differ by a tenth and more, nine minutes make the ratios steadier. Windows of a GPU hardly differ.
+WINDOWS = {("cpu", False): (1.0, 3, 540), ("cpu", True): (0.5, 3, 0), ("cuda", False): (0.3, 5, 0), ("cuda", True): (0.2, 3, 0)}
 
 
 def measure(settings: Settings, *, quick: bool) -> Path:

@@ -95,9 +95,12 @@ def test_networks_that_do_not_fit_together_are_measured_one_after_another(monkey
     assert log[:8] == [*warm, *turns]
     assert len(inferred) == 3 * 3, "windows alone: a CPU needs no warm-up for it"
     assert all(found[row]["best_batch"]["tried"] == [64, 128] for row in rows)
-    monkeypatch.setattr(measuring, "SEARCH_ENDS", -1.0)
+    for late in ("TRAINING_ENDS", "INFERENCE_ENDS", "SEARCH_ENDS"):
+        monkeypatch.setattr(measuring, late, -1.0)
+    inferred.clear()
     hurried = measuring.Bench(CPU, choices, window_seconds=0, windows=3, search=True, say=lambda line: None)
-    assert hurried.networks({one: find(one)}, peak)[one]["best_batch"] is None
+    row = hurried.networks({one: find(one)}, peak)[one]
+    assert row["best_batch"] is None and row["windows"] == len(inferred) == 2
     monkeypatch.setattr(measuring.loops, "ours", lambda *_, **__: pytest.fail("not of memory"))
     with pytest.raises(pytest.fail.Exception, match="not of memory"):
         bench.networks({one: find(one)}, peak)

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import math
 import os
 import platform
 import sys
@@ -44,12 +45,13 @@ def test_contenders_take_turns_in_windows_of_the_same_length(monkeypatch: pytest
     assert ratio(speeds, "fast", "slow").median == pytest.approx(80 / 1.5)
 
 
-@pytest.mark.parametrize(("slow", "turns"), [(3.9, 5), (4.5, 3), (15, 3)])
-def test_three_turns_are_enough_where_a_step_is_slow(slow: float, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("most_seconds", "turns"), [(0, 2), (7.9, 2), (8.1, 3), (math.inf, 5)])
+def test_no_turn_but_the_second_begins_late(most_seconds: float, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: slow * len(calls))
-    speeds = interleaved({"slow": calls.append}, images={"slow": 8}, device=CPU, window_seconds=1, windows=5)
-    assert speeds == {"slow": pytest.approx([8 / slow] * turns)}
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: 4.0 * len(calls))
+    slow = {"slow": calls.append}
+    speeds = interleaved(slow, images={"slow": 8}, device=CPU, window_seconds=1, windows=5, most_seconds=most_seconds)
+    assert speeds == {"slow": pytest.approx([2] * turns)}
     assert len(calls) == turns
 
 

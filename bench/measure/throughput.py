@@ -29,7 +29,9 @@ SCHEMA = 1
 BATCH_SIZES = {"cpu": (64, 128, 256), "cuda": (128, 512, 2048)}
 
 TOO_SLOW_TO_SEARCH = 3.0  # seconds of a step
-SEARCH_ENDS = 360.0  # seconds after the beginning: on two slow cores the loops need the rest of ten minutes
+# Seconds after the beginning from which no further turn begins and no other batch size is tried. They decide on two slow cores
+# alone, where a turn of training or of inference is 45 seconds, and the loops need four of the ten minutes.
+TRAINING_ENDS, INFERENCE_ENDS, SEARCH_ENDS = 200.0, 290.0, 340.0
 ENERGY_SECONDS = 2.0  # of training while the energy is counted, which the driver does some ten times a second
 SHARED_SECONDS = 5.0  # that processes train together
 
@@ -42,7 +44,7 @@ class Bench:
     Args:
         choices: how the user wants steps to be computed.
         window_seconds: about how long one turn of one contender lasts.
-        windows: turns of each contender.
+        windows: turns of each contender; two of the networks where these turns are long.
         least_seconds: of everything; the loops come last and take turns until then.
         search: whether to look for each family's best batch size, and to compare the loops that take long or begin slowly.
         say: takes a line on what is being measured.
@@ -61,8 +63,7 @@ class Bench:
     ) -> None:
         self._device, self._choices = device, choices
         self._window_seconds, self._windows, self._search, self._say = window_seconds, windows, search, say
-        now = time.perf_counter()
-        self._ends, self._search_ends = now + least_seconds, now + SEARCH_ENDS
+        self._began, self._least_seconds = time.perf_counter(), least_seconds
         self._split = loops.random_split(device)
         self._energy = EnergyCounter(device)
 
@@ -79,7 +80,8 @@ class Bench:
         rows = self.networks(families, peak)
         sharing = self._sharing(headline)
         comparison = Comparison(self._device, self._choices, search=self._search, say=self._say)
-        compared = comparison.of(headline, window_seconds=self._window_seconds, windows=self._windows, ends=self._ends)
+        ends = self._began + self._least_seconds
+        compared = comparison.of(headline, window_seconds=self._window_seconds, windows=self._windows, ends=ends)
         return {
             "schema": SCHEMA,
             "code": environment.code_state(),
@@ -113,6 +115,7 @@ class Bench:
             training = self._in_turns(
                 {name: entrant.step for name, entrant in entrants.items()},
                 {name: entrant.batch_size for name, entrant in entrants.items()},
+                ends=TRAINING_ENDS,
             )
             for name, entrant in entrants.items():
                 rows[name] = self._row(experiments[name], entrant, training[name], peak)
@@ -123,7 +126,7 @@ class Bench:
             self._say("inference, in turns")
             batch_size = EVALUATION_BATCH[self._device.type]
             inference = {name: self._inference(experiments[name], execution) for name, execution in made.items()}
-            for name, speeds in self._in_turns(inference, dict.fromkeys(inference, batch_size)).items():
+            for name, speeds in self._in_turns(inference, dict.fromkeys(inference, batch_size), ends=INFERENCE_ENDS).items():
                 rows[name] |= {"inference_batch_size": batch_size, "inference_images_per_second": Spread.of(speeds).as_json()}
             del inference
             gc.collect()
@@ -224,7 +227,7 @@ class Bench:
         None where a step takes long, for others would take a quarter of a minute for each network, and where time is short.
         """
         own, speed = row["batch_size"], row["training_images_per_second"]["median"]
-        if not self._search or own / speed >= TOO_SLOW_TO_SEARCH or time.perf_counter() > self._search_ends:
+        if not self._search or own / speed >= TOO_SLOW_TO_SEARCH or self._passed() > SEARCH_ENDS:
             return None
         self._say(f"{name}, other batch sizes")
         speeds = {} if execution.compiled else {own: speed}
@@ -250,10 +253,19 @@ class Bench:
         count = max(1, round(self._window_seconds * expected / batch_size))
         return batch_size * count / seconds_of(lambda: step(count), self._device)
 
-    def _in_turns(self, contenders: Mapping[str, loops.Steps], images: Mapping[str, int]) -> dict[str, list[float]]:
+    def _in_turns(self, contenders: Mapping[str, loops.Steps], images: Mapping[str, int], *, ends: float) -> dict[str, list[float]]:
         return interleaved(
-            contenders, images=images, device=self._device, window_seconds=self._window_seconds, windows=self._windows
+            contenders,
+            images=images,
+            device=self._device,
+            window_seconds=self._window_seconds,
+            windows=self._windows,
+            most_seconds=ends - self._passed(),
         )
+
+    def _passed(self) -> float:
+        """Seconds since the beginning."""
+        return time.perf_counter() - self._began
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Interleaved timing: contenders take turns, so that whatever else the machine does falls on all of them alike."""
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from bench import limits, memory
 MOST_RESERVED = 0.25  # of the memory that this process may use
 ROOM = 2.0  # times the memory of the largest so far, for the next one
 WINDOWS = 5  # turns of each contender
-SLOW, ENOUGH_OF_THE_SLOW = 4.0, 3  # from so many seconds of a step so many turns are enough: they are long
+FEWEST = 2  # of them where time is short: one has no spread
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def interleaved(
     device: torch.device,
     window_seconds: float,
     windows: int = WINDOWS,
+    most_seconds: float = math.inf,
     least_seconds: float = 0.0,
 ) -> dict[str, list[float]]:
     """Images per second of each contender, one value for each window, windows of all contenders in turns.
@@ -70,12 +72,16 @@ def interleaved(
         contenders: each takes a number of steps and does them; all are warm, but for inference on a CPU.
         images: in a step of each.
         window_seconds: about how long a window lasts; at least one step.
-        windows: turns of each; fewer where a step of one takes long.
+        windows: turns of each.
+        most_seconds: after so much time no further turn begins, but for the second.
         least_seconds: further turns until so much time has passed: what is fast has time for more, and a steadier median.
     """
     started = time.perf_counter()
     steps: dict[str, int] = {}
     speeds: dict[str, list[float]] = {}
+
+    def passed() -> float:
+        return time.perf_counter() - started
 
     def seconds(name: str, count: int) -> float:
         return seconds_of(partial(contenders[name], count), device)
@@ -85,10 +91,8 @@ def interleaved(
         steps[name] = max(1, round(window_seconds / once))
         window = once if steps[name] == 1 else seconds(name, steps[name])
         speeds[name] = [images[name] * steps[name] / window]
-        if once > SLOW:
-            windows = min(windows, ENOUGH_OF_THE_SLOW)
     turns = 1
-    while turns < windows or time.perf_counter() - started < least_seconds:
+    while turns < min(windows, FEWEST) or (turns < windows and passed() < most_seconds) or passed() < least_seconds:
         turns += 1
         for name in contenders:
             speeds[name].append(images[name] * steps[name] / seconds(name, steps[name]))
