@@ -411,8 +411,8 @@ def test_a_run_after_others_in_one_process_gives_the_same(tmp_path: Path) -> Non
 
     def results(row: str, folder: str) -> str:
         run = Run(experiment=smoke(find(row)), profile="smoke", seed=0)
-        recipe = replace(run.experiment.recipe, epochs=1, frozen_epochs=0, batch_size=25)
-        run = replace(run, experiment=replace(run.experiment, recipe=recipe, train_images=60, test_images=50))
+        recipe = replace(run.experiment.recipe, epochs=1, frozen_epochs=0, batch_size=10)
+        run = replace(run, experiment=replace(run.experiment, recipe=recipe, train_images=20, test_images=10))
         dataset = data.load(run.experiment.dataset)
         network = build_network(run, len(dataset.classes), None, CPU)
         return canonical_json(train_small(run, tmp_path / folder, network=network, execution=every_method))

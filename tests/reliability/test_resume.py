@@ -103,9 +103,15 @@ def test_interrupted_and_continued(recipe: dict[str, Any], signals: None, tmp_pa
     compare(recipe, REFERENCE, tmp_path, monkeypatch)
 
 
+FASTER_MODES = [
+    pytest.param(FASTER, id="eager"),
+    pytest.param(replace(FASTER, compiled=True), id="compiled", marks=pytest.mark.slow),  # for two minutes on slow cores
+]
+
+
 # torch's own tracer makes an instance of the autograd function that it traces, and deprecates doing so
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("execution", [FASTER, replace(FASTER, compiled=True)], ids=["eager", "compiled"])
+@pytest.mark.parametrize("execution", FASTER_MODES)
 def test_interrupted_and_continued_in_the_faster_modes(
     execution: Execution, signals: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
