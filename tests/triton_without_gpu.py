@@ -24,7 +24,7 @@ ATTENTION = ((16, 2, 4), (4, 1, 384), (65, 3, 64), (65, 5, 88))
 TYPES = {
     torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64", torch.uint8: "*u8", torch.int64: "*i64",
 }  # fmt: skip
-WIDE = (torch.float32, torch.float64)
+NUMBERS = (torch.bfloat16, torch.float32, torch.float64)
 KERNELS = {
     depthwise_triton: ("_convolve", "_weight_gradient", "_sum_shares"),
     fused_triton: (
@@ -97,6 +97,5 @@ def compile_for(capability: int, dtype: torch.dtype) -> None:
 
 if __name__ == "__main__":
     for capability in SHARED:
-        compile_for(capability, torch.bfloat16)
-    for dtype in WIDE:  # none trains by default, and what fits the least shared memory fits every other
-        compile_for(min(SHARED, key=SHARED.__getitem__), dtype)
+        for dtype in NUMBERS:
+            compile_for(capability, dtype)

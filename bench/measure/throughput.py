@@ -44,7 +44,7 @@ class Bench:
     Args:
         choices: how the user wants steps to be computed.
         window_seconds: about how long one turn of one contender lasts.
-        windows: turns of each contender; two of the networks where these turns are long.
+        windows: turns of each contender; of the networks two at least, more only while there is time (``TRAINING_ENDS``).
         least_seconds: of everything; the loops come last and take turns until then.
         search: whether to look for each family's best batch size, and to compare the loops that take long or begin slowly.
         say: takes a line on what is being measured.

@@ -105,7 +105,7 @@ def test_interrupted_and_continued(recipe: dict[str, Any], signals: None, tmp_pa
 
 FASTER_MODES = [
     pytest.param(FASTER, id="eager"),
-    pytest.param(replace(FASTER, compiled=True), id="compiled", marks=pytest.mark.slow),  # for two minutes on slow cores
+    pytest.param(replace(FASTER, compiled=True), id="compiled", marks=pytest.mark.slow),  # two minutes on slow cores
 ]
 
 
