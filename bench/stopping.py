@@ -6,6 +6,7 @@ again, or any signal at another time, leaves at once. Two of a kind within a mom
 whole, and again by its first, as by make.
 """
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -23,13 +24,13 @@ MOMENT = 1.0  # seconds, for a loaded machine
 _heeding = False
 _wanted: int | None = None  # the signal that asked
 _last: int | None = None  # the signal for which this process leaves
-_came: dict[int, float] = {}  # when each last came, by `time.monotonic`
+_came: dict[int, float] = dict.fromkeys(SIGNALS, -math.inf)  # when each last came, by `time.monotonic`
 
 
 def install() -> None:
     """Handle the signals from now on; to be called in the main thread."""
-    _came.clear()
     for number in SIGNALS:
+        _came[number] = -math.inf
         signal.signal(number, _handle)
 
 
@@ -71,8 +72,10 @@ def last() -> int | None:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     global _wanted
-    before, _came[number] = _came.get(number, -MOMENT), time.monotonic()
-    if _came[number] - before < MOMENT:
+    now = time.monotonic()
+    # Python may handle the next signal within this function, wherever a function is called: nowhere from here on
+    before, _came[number] = _came[number], now
+    if now - before < MOMENT:
         return
     if not _heeding or (number == _wanted and number in IMPATIENT):
         _wanted = None

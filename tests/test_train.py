@@ -4,6 +4,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -375,6 +376,26 @@ def test_a_second_signal_leaves_at_once() -> None:
         with pytest.raises(SystemExit):  # nobody heeds it
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # once more to one who is leaving
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_signal_that_comes_while_the_same_one_is_handled_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a group of processes both come within microseconds: its own, and the shell's."""
+    before, came = signal.getsignal(signal.SIGTERM), iter([True])
+
+    def monotonic() -> float:
+        if next(came, False):
+            signal.raise_signal(signal.SIGTERM)
+        return time.monotonic()
+
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=monotonic))
+    stopping.install()
+    try:
+        with stopping.heeding():
+            signal.raise_signal(signal.SIGTERM)
+            assert stopping.wanted() and next(came, "gone") == "gone"
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, signal.default_int_handler)
