@@ -60,8 +60,10 @@ def cost_of(model: Model, classes: int) -> dict[str, Any]:
     Raises:
         CostError: the two counters disagree, or met an operator that none of them can count.
     """
-    network = networks.build(model, classes=classes, seed=0)
-    return _cost(network, multiply_adds(network))
+    with torch.device("meta"):  # where no weights are drawn; what they are changes no count
+        network = networks.build(model, classes=classes, seed=0)
+    network.to_empty(device="cpu").eval()  # fvcore traces no network on meta
+    return _cost(network, _agreed(network, side=32))
 
 
 @functools.cache
@@ -108,7 +110,10 @@ def multiply_adds(network: nn.Module, *, side: int = 32) -> int:
     Raises:
         CostError: fvcore met an operator without a handler, or torch's count is not exactly twice fvcore's.
     """
-    network = copy.deepcopy(network).to("cpu", torch.float32).eval()
+    return _agreed(copy.deepcopy(network).to("cpu", torch.float32).eval(), side)
+
+
+def _agreed(network: nn.Module, side: int) -> int:
     image = torch.zeros(1, 3, side, side)
     counted = _by_fvcore(network, image)
     flops = _by_torch(network, image)
