@@ -201,12 +201,14 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
         seconds = max(*estimates, sum(estimates) / devices(settings))
         print(f"about {duration(seconds)} on this device, from a few timed steps", flush=True)
     started = time.perf_counter()
-    statuses = _statuses(due, settings, TimeLeft(due, estimates, processes), device)
-    while (busy := [i for i, status in enumerate(statuses) if status == "busy"]) and NOT_BEGUN not in statuses:
-        free = _freed([due[i] for i in busy], settings)
-        again = [i for i in busy if due[i] in free]
-        for i, status in zip(again, _statuses([due[i] for i in again], settings, TimeLeft([], [], processes), device), strict=True):
-            statuses[i] = status
+    with memory.collecting_only_later():
+        statuses = _statuses(due, settings, TimeLeft(due, estimates, processes), device)
+        while (busy := [i for i, status in enumerate(statuses) if status == "busy"]) and NOT_BEGUN not in statuses:
+            free = _freed([due[i] for i in busy], settings)
+            again = [i for i in busy if due[i] in free]
+            others = _statuses([due[i] for i in again], settings, TimeLeft([], [], processes), device)
+            for i, status in zip(again, others, strict=True):
+                statuses[i] = status
     counts = {status: statuses.count(status) for status in dict.fromkeys(statuses)}
     summary = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing to do"
     print(f"{summary} in {time.perf_counter() - started:.0f} s", flush=True)
@@ -215,7 +217,6 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
 
 def _statuses(due: Sequence[Run], settings: Settings, time_left: TimeLeft, device: torch.device) -> list[str]:
     """Execute runs and return their statuses."""
-    gc.collect()  # of what the estimates leave
     if len(workers(settings)) > 1:
         torch.cuda.empty_cache()  # the memory is the processes' now
         memory.give_back()

@@ -1,6 +1,9 @@
 """Memory: what becomes of that which this process frees, and whether an error says that there is no more."""
 
 import ctypes
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # numbers of parameters, mallopt(3)
 
@@ -34,6 +37,21 @@ def reserve(count: int) -> None:
     import torch  # here: it takes seconds to import, and not every command needs it
 
     torch.ones(count, dtype=torch.uint8)
+
+
+@contextmanager
+def collecting_only_later() -> Iterator[None]:
+    """Within it, garbage collections pass over what is alive at its beginning.
+
+    Those are the half million objects of torch's own modules, for the most part, which take 0.2 s to look through; a grid collects
+    after each run.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def ran_out(error: Exception) -> bool:

@@ -52,6 +52,7 @@ if __name__ == "__main__":
     stopping.install()
     memory.keep_freed()
     try:
-        serve(int(sys.argv[1]))
+        with memory.collecting_only_later():
+            serve(int(sys.argv[1]))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

@@ -1,8 +1,11 @@
 """Memory that is freed serves again, and is handed back when asked."""
 
+import gc
 import platform
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 
 import pytest
 
@@ -30,6 +33,12 @@ for _ in range({TIMES}):
     {{between}}
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
+
+
+class Thing:
+    """May hold itself: then only a collection frees it."""
+
+    itself: "Thing"
 
 
 def pages(prepare: str, between: str = "pass") -> int:
@@ -72,3 +81,22 @@ def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> 
     memory.keep_freed()
     memory.give_back()
     assert asked == [None, None]
+
+
+def test_collections_pass_over_what_was_there_before() -> None:
+    def gone(thing: Thing) -> Callable[[], bool]:
+        thing.itself, known = thing, weakref.ref(thing)
+        return lambda: known() is None
+
+    before, left = Thing(), gone(Thing())
+    with memory.collecting_only_later():
+        assert left(), "garbage of before is collected once more"
+        older, later = gone(before), gone(Thing())
+        del before
+        gc.collect()
+        assert later() and not older()
+    gc.collect()
+    assert older()
+    with pytest.raises(ZeroDivisionError), memory.collecting_only_later():
+        raise ZeroDivisionError
+    assert gc.get_freeze_count() == 0
