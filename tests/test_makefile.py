@@ -318,7 +318,9 @@ def test_smoke_starts_afresh_in_a_folder_of_its_own(python: Program, tmp_path: P
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in results.iterdir()) == ["records"]
     assert python.commands() == ["-m bench grid", "-m bench report"]
-    assert [call["variables"] for call in python.calls()] == [{"PROFILE": "smoke", "RESULTS": f"{results}/smoke"}] * 2
+    its = {"PROFILE": "smoke", "RESULTS": f"{results}/smoke", "JOBS": "auto"}
+    assert [call["variables"] for call in python.calls()] == [its] * 2
+    assert make_with(python, "smoke", JOBS="3").returncode == 0 and python.calls()[-1]["variables"]["JOBS"] == "3"
     assert "results/smoke" in plan("smoke")
 
 
