@@ -9,9 +9,7 @@ from typing import Any
 
 from bench.errors import UserError
 from bench.experiment import Experiment, Model, Recipe, Regime
-from models import Attention
-from models.attention import Kind
-from models.convnext import Site, Stem
+from models.description import Attention, Kind, Site, Stem
 
 # ---- recipes ---------------------------------------------------------------------------------------------------------
 # The study names AdamW, cosine, warm-up, label smoothing 0.1 (CIFAR stem and scratch) and the epochs; no other figure.

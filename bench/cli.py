@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench import cluster, memory, stopping
+from bench.catalog import find
 from bench.errors import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, UserError
+from bench.runs import listed, plan
 from bench.settings import COUNT_DIGITS, DEFAULTS, Settings, is_count, settings, variable
+from bench.shards import shard_of
+from data import DataError
+from models.errors import WeightsError
 
 FLAGS = {
     "PROFILE": "budget: paper (the study's), mini (two CPU cores), smoke (seconds)",
@@ -129,11 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options |= {"seeds": options.pop("seed"), "only": options.pop("experiment", DEFAULTS["ONLY"])}
         extra = {name: options.pop(name) for name in EXTRA if name in options}
         return _COMMANDS[command](settings(**options), **extra)
-    except Exception as error:
-        if _is_users(error):
-            print(f"error: {error}", file=sys.stderr)
-            return EXIT_USER
-        raise
+    except (UserError, DataError, WeightsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER
     except KeyboardInterrupt:
         print(
             "interrupted" + ("; the same command continues from the last checkpoint" if command in CONTINUES else ""),
@@ -142,18 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _is_users(error: Exception) -> bool:
-    from data import DataError
-    from models import WeightsError
-
-    return isinstance(error, UserError | DataError | WeightsError)
-
-
-# torch takes seconds to import, so each command imports what it needs
+# torch and matplotlib take seconds to import, so each command imports what it needs, after what can be refused without
 
 
 def _list(chosen: Settings) -> int:
-    from bench.grid import plan
     from bench.report.listing import listing
 
     print(listing(plan(chosen), chosen.results))
@@ -161,14 +156,14 @@ def _list(chosen: Settings) -> int:
 
 
 def _run(chosen: Settings) -> int:
-    from bench.catalog import find
-    from bench.engine import ranks
-    from bench.engine.checkpoint import Busy
-    from bench.grid import assist, check_inputs, execute, plan
-
     find(chosen.only)
     _one_seed(chosen)
     (run,) = plan(chosen)
+
+    from bench.engine import ranks
+    from bench.engine.checkpoint import Busy
+    from bench.grid import assist, check_inputs, execute
+
     check_inputs([run], chosen)
     with ranks.joined(chosen.device):
         if ranks.rank() > 0:
@@ -193,9 +188,6 @@ def _one_seed(chosen: Settings) -> int:
 
 
 def _grid(chosen: Settings, *, shard: str, runs: str, dry_run: bool, status: bool, **launching: str) -> int:
-    from bench.grid import listed, plan, work_through
-    from bench.shards import shard_of
-
     launcher = cluster.launcher({name.upper(): value for name, value in launching.items()})
     planned = plan(chosen)
     planned = shard_of(planned, shard) if shard else planned
@@ -206,6 +198,8 @@ def _grid(chosen: Settings, *, shard: str, runs: str, dry_run: bool, status: boo
     if dry_run and not launcher:
         raise UserError("--dry-run: expected --launcher slurm, whose tasks it shows; `python -m bench list` shows what is due here")
     if not launcher:
+        from bench.grid import work_through
+
         return work_through(planned, chosen)
     if dry_run:
         print(cluster.dry_run(planned, chosen, launcher))
@@ -214,19 +208,17 @@ def _grid(chosen: Settings, *, shard: str, runs: str, dry_run: bool, status: boo
 
 
 def _plan(chosen: Settings, *, gpus: str, price: str, throughput: str, gpu_seconds_per_epoch: str) -> int:
-    from bench.grid import plan
-    from bench.planning import pace_of, pace_of_epoch, planned
-    from bench.report.measurements import read_report
-
     if not is_count(gpus, 1):
         raise UserError(f"--gpus: expected a whole number from 1 of at most {COUNT_DIGITS} digits, found {gpus[:80]!r}")
     each = _positive("--price", price) if price else None
-    pace = (
-        pace_of(read_report(Path(throughput)))
-        if throughput
-        else pace_of_epoch(_positive("--gpu-seconds-per-epoch", gpu_seconds_per_epoch))
-    )
-    print(planned(plan(chosen), int(gpus), pace, each))
+    seconds = None if throughput else _positive("--gpu-seconds-per-epoch", gpu_seconds_per_epoch)
+    chosen_runs = plan(chosen)
+
+    from bench.planning import pace_of, pace_of_epoch, planned
+    from bench.report.measurements import read_report
+
+    pace = pace_of(read_report(Path(throughput))) if seconds is None else pace_of_epoch(seconds)
+    print(planned(chosen_runs, int(gpus), pace, each))
     return 0
 
 
@@ -246,7 +238,7 @@ def _there_are_results(chosen: Settings) -> None:
 
 
 def _report(chosen: Settings) -> int:
-    from bench.report import write_report
+    from bench.report.write import write_report
 
     _there_are_results(chosen)
     for path in write_report(chosen.results):
@@ -255,8 +247,8 @@ def _report(chosen: Settings) -> int:
 
 
 def _figures(chosen: Settings, without_images: bool) -> int:
-    from bench.report.figures import write_figures
     from bench.report.figures.events import write_events
+    from bench.report.figures.write import write_figures
 
     _there_are_results(chosen)
     outcome = write_figures(chosen.results, datasets=chosen.datasets, device=chosen.device, images=not without_images)
@@ -268,7 +260,7 @@ def _figures(chosen: Settings, without_images: bool) -> int:
 
 
 def _cost(chosen: Settings) -> int:
-    from bench.report.listing import cost_listing
+    from bench.report.costs import cost_listing
 
     print(cost_listing(chosen.experiments()))
     return 0

@@ -251,9 +251,7 @@ def name(run: Run) -> str:
 
 
 def _due(runs: Sequence[Run], settings: Settings) -> list[Run]:
-    from bench.grid import finished_record
-
-    return [run for run in runs if not finished_record(Ledger(settings.results), run)]
+    return [run for run in runs if not Ledger(settings.results).finished(run)]
 
 
 def _status(run: Run, settings: Settings) -> str:

@@ -142,19 +142,19 @@ def check_device(device: str, results: Path) -> Check:
     """The device that ``device`` stands for, why ``auto`` took it, and how many processes a GPU is worth where that is measured."""
     import torch
 
-    from bench import environment
+    from bench import environment, machine
 
     if device.startswith("cuda"):
         try:
-            return Check("device", True, describe_gpu(environment.choose_device(device), results))
+            return Check("device", True, describe_gpu(machine.choose_device(device), results))
         except UserError as error:
             seen = torch.cuda.is_available()
             return Check("device", False, f"DEVICE={device} is not there", str(error) if seen else why_no_gpu())
-    chosen = environment.choose_device(device)
+    chosen = machine.choose_device(device)
     chose = "auto chose " if device == "auto" else ""
     if chosen.type == "cuda":
         return Check("device", True, chose + describe_gpu(chosen, results))
-    found = f"{chose}cpu: {environment.device_name(chosen)}, {bf16_on_cpu()}"
+    found = f"{chose}cpu: {machine.device_name(chosen)}, {bf16_on_cpu()}"
     gpu_is_hidden = device == "auto" and environment.cuda_driver() is not None
     return Check("device", True, found, why_no_gpu() if gpu_is_hidden else "")
 
@@ -171,11 +171,11 @@ def describe_gpu(device: "torch.device", results: Path) -> str:
 
 def _jobs(device: "torch.device", results: Path) -> str:
     """How many processes to start on it, from the measurement of the speed of some together."""
-    from bench import environment
+    from bench import environment, machine
     from bench.measure.sharing import best_count
     from bench.report.measurements import read_report
 
-    path = results / "throughput" / f"{environment.slug(environment.device_name(device))}.json"
+    path = results / "throughput" / f"{environment.slug(machine.device_name(device))}.json"
     try:
         speeds = read_report(path).get("sharing") if path.exists() else None
     except (OSError, UserError) as error:
@@ -207,7 +207,7 @@ def why_no_gpu() -> str:
 
 def bf16_on_cpu() -> str:
     """Whether the CPU multiplies bfloat16 in hardware; where that is no faster than fp32, a bf16 run is computed in fp32."""
-    from bench.environment import BF16_FLAGS
+    from bench.machine import BF16_FLAGS
 
     units = sorted(BF16_FLAGS & set(limits.read("/proc/cpuinfo").split()))
     return f"bf16 in hardware ({', '.join(units)}), used if faster" if units else "no units for bf16, which is computed in fp32"
@@ -287,7 +287,8 @@ def check_weights(datasets: Path, given: Path | None = None) -> Check:
     """
     from data import DataError, fetch
     from data.sources import IMAGENET_WEIGHTS
-    from models import WeightsError, read_state_dict
+    from models.errors import WeightsError
+    from models.weights import read_state_dict
 
     try:
         if given is not None:

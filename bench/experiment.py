@@ -8,8 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from models import Attention
-from models.convnext import Site, Stem
+from models.description import Attention, Site, Stem
 
 Regime = Literal["full", "F0", "F1", "F2"]
 Selection = Literal["best_test", "test_at_best_validation", "best_validation"]

@@ -1,8 +1,7 @@
-"""Which runs are due, and working through them: here, one after the other, or by several processes on this machine."""
+"""Working through runs: here, one after the other, or by several processes on this machine."""
 
 import functools
 import gc
-import hashlib
 import sys
 import time
 import traceback
@@ -16,24 +15,26 @@ from typing import Any
 import torch
 
 import data
-from bench import environment, memory, stopping
+from bench import environment, machine, memory, stopping
 from bench.engine import ranks
 from bench.engine.checkpoint import Busy, CheckpointFolder, Unusable, Unwritten
 from bench.engine.execution import Choices, choose
 from bench.engine.train import build_network, put_on_device, train
-from bench.errors import EXIT_FAILED, EXIT_USER, UserError, found_in
-from bench.experiment import Experiment, Run, Weights
+from bench.errors import EXIT_FAILED, EXIT_USER, UserError
+from bench.experiment import Run
 from bench.ledger import FINISHED, SCHEMA, Ledger, Record
 from bench.measure.cost import cost_of
-from bench.measure.estimate import Estimator, TimeLeft, duration
-from bench.profiles import at_profile
+from bench.measure.estimate import Estimator, TimeLeft
 from bench.progress import Unseen, Watcher
+from bench.runs import IMAGENET_SHA256, sha256_of_file
 from bench.settings import Settings
 from bench.shards import work
+from bench.words import duration
 from bench.workers import devices, share, workers
 from data.fetch import weights_path
 from data.sources import IMAGENET_WEIGHTS
-from models import WeightsError, read_state_dict
+from models.errors import WeightsError
+from models.weights import read_state_dict
 
 WAITING_SECONDS = 1  # between two looks at whether other processes still work on a run
 CHECKPOINT_SECONDS = 20  # between two checkpoints, at the ends of epochs: what a kill may cost beside the epoch itself
@@ -41,64 +42,6 @@ CHECKPOINT_SECONDS = 20  # between two checkpoints, at the ends of epochs: what 
 # Runs that stay due:
 NOT_BEGUN = "not begun"  # their device no longer answers this process
 UNUSABLE = "unusable"  # their checkpoint is, which concerns no other run
-
-IMAGENET_SHA256 = str(IMAGENET_WEIGHTS.known_hash).removeprefix("sha256:")
-
-
-def plan(settings: Settings) -> list[Run]:
-    """Return every run of the chosen experiments and seeds at the chosen profile, done or not.
-
-    Raises:
-        UserError: no experiment matches, or WEIGHTS names no file.
-    """
-    at_budget = [at_profile(experiment, settings.profile) for experiment in settings.experiments()]
-    return [
-        Run(
-            experiment=experiment,
-            profile=settings.profile,
-            seed=seed,
-            weights=initial_weights(experiment, settings.weights),
-        )
-        for experiment in at_budget
-        for seed in settings.seeds
-    ]
-
-
-def listed(runs: Sequence[Run], path: Path) -> list[Run]:
-    """The runs that a file lists, an experiment and a seed on each line.
-
-    Raises:
-        UserError: the file cannot be read, or lists a run that was not chosen.
-    """
-    by_name = {f"{run.experiment.name} {run.seed}": run for run in runs}
-    try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"--runs {path}: expected a file of lines NAME SEED, found {found_in(error)}; name another") from error
-    if unknown := next((line for line in lines if line not in by_name), None):
-        raise UserError(f"{path}: expected an experiment and a seed that were chosen, found {unknown[:80]!r}; see ONLY and SEEDS")
-    return [by_name[line] for line in lines]
-
-
-def initial_weights(experiment: Experiment, given: Path | None) -> Weights | None:
-    """Return the identity of the pretrained weights that the experiment starts from: WEIGHTS, else torchvision's.
-
-    Raises:
-        UserError: WEIGHTS names no file.
-    """
-    if experiment.weights == "none":
-        return None
-    if given is None:
-        return Weights(IMAGENET_WEIGHTS.filename, IMAGENET_SHA256)
-    try:
-        present = given.is_file()
-        str(given).encode()  # a record holds the name
-    except (OSError, ValueError):
-        present = False
-    if not present:
-        shown = str(given).encode(errors="replace").decode()[:200]
-        raise UserError(f"WEIGHTS={shown}: expected a file, found none; give the path of a .pth or .safetensors file")
-    return Weights(given.name, _sha256_of_file(given))
 
 
 def check_inputs(runs: Sequence[Run], settings: Settings) -> None:
@@ -125,12 +68,12 @@ def execute(run: Run, settings: Settings, position: str = "") -> Record:
     """
     ledger = Ledger(settings.results)
     checkpoint = _checkpoint(run, settings)
-    if record := finished_record(ledger, run):
+    if record := ledger.finished(run):
         return record
     with checkpoint.hold():
-        if record := finished_record(ledger, run):  # finished by the process that held it
+        if record := ledger.finished(run):  # finished by the process that held it
             return record
-        device = environment.prepared(settings.device)
+        device = machine.prepared(settings.device)
         record = _empty_record(run, device)
         ranks.begin()
         try:
@@ -160,14 +103,8 @@ def execute(run: Run, settings: Settings, position: str = "") -> Record:
 def assist(run: Run, settings: Settings) -> None:
     """Do what each of torchrun's processes but the first does: its share of the training, if there is any, and write nothing."""
     if ranks.begin():
-        device = environment.prepared(settings.device)
+        device = machine.prepared(settings.device)
         _attempt(run, settings, device, Unwritten(settings.results / "checkpoints" / run.key), "", {"environment": {}, "code": {}})
-
-
-def finished_record(ledger: Ledger, run: Run) -> Record | None:
-    """Return the run's record if running it again would only give the same."""
-    record = ledger.find(run)
-    return record if record and record["results"]["status"] in FINISHED else None
 
 
 def work_through(runs: Sequence[Run], settings: Settings) -> int:
@@ -181,14 +118,14 @@ def work_through(runs: Sequence[Run], settings: Settings) -> int:
     ledger = Ledger(settings.results)
     due = []
     for run in runs:
-        if not finished_record(ledger, run):
+        if not ledger.finished(run):
             due.append(run)
         else:  # its process may have been killed between the record and this
             _checkpoint(run, settings).finish()
-    device = environment.prepared(settings.device)  # before the estimate's steps: cuBLAS reads its setting once, when it starts
+    device = machine.prepared(settings.device)  # before the estimate's steps: cuBLAS reads its setting once, when it starts
     chosen = f" (DEVICE={settings.device})" if settings.device == "auto" else ""
     print(
-        f"profile {settings.profile}: {len(runs)} runs, {len(due)} due, on {environment.device_name(device)}{chosen}",
+        f"profile {settings.profile}: {len(runs)} runs, {len(due)} due, on {machine.device_name(device)}{chosen}",
         flush=True,
     )
     check_inputs(due, settings)
@@ -226,7 +163,7 @@ def _statuses(due: Sequence[Run], settings: Settings, time_left: TimeLeft, devic
         time_left.began(run)
         statuses.append(status_of(run, settings, f"{i}/{len(due)}"))
         gc.collect()  # a compiled network is a cycle, and holds its memory until then
-        if statuses[-1] in ("failed", "out_of_memory") and not environment.answers(device):
+        if statuses[-1] in ("failed", "out_of_memory") and not machine.answers(device):
             print(f"{device} does not answer this process any more; the same command goes on with the others", flush=True)
             return statuses + (len(due) - i) * [NOT_BEGUN]
         time_left.ended(run, statuses[-1])
@@ -305,9 +242,9 @@ def status_of_the_dead(run: Run, settings: Settings, how: str) -> str:
     ledger, error = Ledger(settings.results), ChildProcessError(how)
     try:
         with _checkpoint(run, settings).hold():
-            if record := finished_record(ledger, run):
+            if record := ledger.finished(run):
                 return str(record["results"]["status"])
-            record = _empty_record(run, environment.choose_device(settings.device))
+            record = _empty_record(run, machine.choose_device(settings.device))
             record["results"] = _failure("failed", error)
             record["timings"]["finished"] = _now()
             ledger.write(run, record)
@@ -387,7 +324,7 @@ def _empty_record(run: Run, device: torch.device) -> Record:
         "configuration": run.configuration,
         "code": environment.code_state(),
         "data": None,
-        "environment": environment.describe(device),
+        "environment": machine.describe(device),
         "cost": None,
         "results": None,
         "timings": {"started": _now(), "finished": None, "restarts": 0, "epochs": []},
@@ -412,12 +349,6 @@ def _dataset(name: str, root: Path) -> data.Dataset:
     return data.load(name, root)
 
 
-@functools.cache
-def _sha256_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _weights_file(settings: Settings) -> Path:
     if settings.weights:
         return settings.weights
@@ -427,7 +358,7 @@ def _weights_file(settings: Settings) -> Path:
             f"{name}: expected under {settings.datasets}, found none; run `make data` with a network, set WEIGHTS=FILE, "
             "or choose experiments without pretraining, as ONLY='*/scratch_*'"
         )
-    if _sha256_of_file(path) != IMAGENET_SHA256:
+    if sha256_of_file(path) != IMAGENET_SHA256:
         raise UserError(f"{path}: expected SHA-256 {IMAGENET_SHA256}, found another; delete the file and run `make data`")
     return path
 

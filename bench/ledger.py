@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +54,15 @@ class Ledger:
         except OSError as error:
             raise _no_folder(self.results, error) from error
         return read_record(path) if present else None
+
+    def finished(self, run: Run) -> Record | None:
+        """Return the record of a run if running it again would only give the same.
+
+        Raises:
+            UserError: as :meth:`find`.
+        """
+        record = self.find(run)
+        return record if record and record["results"]["status"] in FINISHED else None
 
     def records(self) -> Iterator[tuple[Path, Record]]:
         """All records with their paths, ordered by path.
@@ -229,3 +238,8 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def accuracy(counts: Mapping[str, Any]) -> float:
+    """Percent correct, of the counts that a record has of a split."""
+    return float(100 * counts["correct"] / counts["images"])

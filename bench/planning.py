@@ -11,10 +11,10 @@ from bench.cluster import groups
 from bench.errors import UserError
 from bench.experiment import Model, Run
 from bench.measure.cost import cost_of
-from bench.measure.estimate import duration
 from bench.report.measurements import Report
 from bench.shards import TRAIN_IMAGES, architecture, work
 from bench.verify.records import SPECS
+from bench.words import duration
 
 # Of one process on an H100, from its records: what its first run of an architecture spends on compiling, and each run on building
 # network and data, beside its epochs.

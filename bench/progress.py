@@ -25,10 +25,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import hparams
 
-from bench.engine.evaluate import accuracy
 from bench.errors import UserError
 from bench.experiment import Run
-from bench.measure.estimate import duration
+from bench.ledger import accuracy
+from bench.words import duration
 
 Entry = dict[str, Any]
 Tracker = Callable[[Run, int, dict[str, float]], object]

@@ -12,12 +12,13 @@ from contextlib import suppress
 
 import torch
 
-from bench import environment, memory, stopping
+from bench import machine, memory, stopping
 from bench.errors import EXIT_INTERRUPTED, UserError
-from bench.grid import plan, status_of
+from bench.grid import status_of
+from bench.runs import plan
 from bench.settings import DEFAULTS, settings, variable
 from data import DataError
-from models import WeightsError
+from models.errors import WeightsError
 
 
 def serve(answers: int) -> None:
@@ -34,10 +35,10 @@ def serve(answers: int) -> None:
                 answer = status_of(runs[line.strip()], chosen)
             except (UserError, DataError, WeightsError) as error:
                 answer = f"error: {' '.join(str(error).split())}"  # on one line
-            device = environment.choose_device(chosen.device)
+            device = machine.choose_device(chosen.device)
             # the next run gets a process to which the GPU answers; want of memory may have been within a capture, which leaves
             # CUDA in disorder
-            leaving = not environment.answers(device) if answer == "failed" else answer == "out_of_memory" and device.type == "cuda"
+            leaving = not machine.answers(device) if answer == "failed" else answer == "out_of_memory" and device.type == "cuda"
             with suppress(BrokenPipeError):  # the grid is gone, and no further line will come
                 os.write(answers, f"{answer}{' last' if leaving else ''}\n".encode())
             if leaving:

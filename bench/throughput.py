@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bench import environment
+from bench import environment, machine
 from bench.catalog import find
 from bench.doctor import check_folder
 from bench.errors import UserError
@@ -28,7 +28,7 @@ def measure(settings: Settings, *, quick: bool) -> Path:
     Raises:
         UserError: there is no such device, or the file cannot be written.
     """
-    device = environment.prepared(settings.device)
+    device = machine.prepared(settings.device)
     window_seconds, windows, least_seconds = WINDOWS[device.type, quick]
     bench = Bench(
         device,
@@ -42,7 +42,7 @@ def measure(settings: Settings, *, quick: bool) -> Path:
     chosen = {experiment.name for experiment in settings.experiments()}
     names = {name: row for name, row in NETWORKS.items() if row in chosen and (not quick or name in QUICK)}
     part = PARTIAL if quick or len(names) < len(NETWORKS) else ""
-    path = settings.results / "throughput" / f"{environment.device_slug(environment.describe(device))}{part}.json"
+    path = settings.results / "throughput" / f"{environment.device_slug(machine.describe(device))}{part}.json"
     folder = check_folder("throughput", path.parent, "RESULTS", needed=0)
     if not folder.ok:  # said now rather than after ten minutes
         raise UserError(f"{folder.found}: {folder.advice}")

@@ -17,10 +17,11 @@ from typing import IO, Protocol
 import torch
 
 from bench import stopping
-from bench.environment import ROOT, choose_device
+from bench.environment import ROOT
 from bench.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from bench.experiment import Run
 from bench.limits import available_cores, available_memory
+from bench.machine import choose_device
 from bench.settings import Settings
 
 # The largest network's run needs 4.8 GB on two cores (matched_vit, profile paper, measured); evaluation and the rest fit into 6.

@@ -17,37 +17,16 @@ Means and maxima are taken over axes, not by adaptive pooling, whose backward pa
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.description import Attention, Kind
 from models.shapes import calls
 
-Kind = Literal["mhsa", "se", "eca", "cbam", "spatial"]
 AttentionMethod = Literal["fused", "products"]
-
-
-@dataclass(frozen=True)
-class Attention:
-    """What to insert at one site: ``Attention("mhsa", heads=4)``, ``Attention("eca")``.
-
-    Raises:
-        ValueError: the kind is unknown, there is no head, or a kind without heads is given several.
-    """
-
-    kind: Kind
-    heads: int = field(default=1, kw_only=True)  # of mhsa; no other kind has any
-
-    def __post_init__(self) -> None:
-        if self.kind not in _BRANCHES:
-            raise ValueError(f"attention: expected one of {', '.join(_BRANCHES)}, found {self.kind!r}")
-        if self.heads < 1:
-            raise ValueError(f"heads: expected a positive number, found {self.heads}")
-        if self.heads != 1 and self.kind != "mhsa":
-            raise ValueError(f"heads: expected none for {self.kind}, found {self.heads}")
 
 
 class Gated(nn.Module):

@@ -12,16 +12,13 @@ Attention may follow stage 2 (site P2, width 192) and stage 3 (site P3, width 38
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 import torchvision
 from torch import Tensor
 
-from models.attention import Attention, Gated, MultiHeadSelfAttention, gated
-
-Stem = Literal["default", "cifar"]
-Site = Literal["P2", "P3"]
+from models.attention import Gated, MultiHeadSelfAttention, gated
+from models.description import Attention, Site, Stem
 
 WIDTHS = (96, 192, 384, 768)
 

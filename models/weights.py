@@ -9,12 +9,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from models.errors import WeightsError
+
 ZIP_MAGIC = b"PK\x03\x04"
 EXACT = (torch.float32, torch.float16, torch.bfloat16)  # what float32 holds without rounding
-
-
-class WeightsError(ValueError):
-    """A weights file that is missing, damaged, unsafe or made for another network."""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

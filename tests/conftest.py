@@ -17,8 +17,9 @@ from bench.cluster import VARIABLES
 from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.execution import Execution
 from bench.engine.train import put_on_device, train
-from bench.environment import make_deterministic, seed_for
+from bench.environment import seed_for
 from bench.experiment import Experiment, Model, Recipe, Run
+from bench.machine import make_deterministic
 from bench.settings import DEFAULTS
 
 CPU = torch.device("cpu")

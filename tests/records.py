@@ -13,7 +13,7 @@ from bench.experiment import Run, Weights, canonical_json
 from bench.ledger import Ledger, Record
 from bench.measure.cost import cost_of
 from bench.profiles import at_profile
-from bench.report import write_report
+from bench.report.write import write_report
 from bench.verify import Section
 from bench.verify.records import SPECS
 

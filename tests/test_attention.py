@@ -10,9 +10,11 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from models import Attention, attention, convnext, convnext_tiny, vit
+from models import attention, convnext, vit
+from models.convnext import convnext_tiny
+from models.description import Attention, Kind
 
-KINDS: list[attention.Kind] = ["mhsa", "se", "eca", "cbam", "spatial"]
+KINDS: list[Kind] = ["mhsa", "se", "eca", "cbam", "spatial"]
 MHSA4 = Attention("mhsa", heads=4)
 
 
@@ -45,7 +47,7 @@ def open_gates(network: nn.Module) -> None:
         ("spatial", 384, 99),
     ],
 )
-def test_parameter_count(kind: attention.Kind, width: int, expected: int) -> None:
+def test_parameter_count(kind: Kind, width: int, expected: int) -> None:
     module = attention.gated(Attention(kind), width=width)
     assert count(module) == expected
     assert module.alpha.shape == () and module.alpha.item() == 0
@@ -210,7 +212,7 @@ def test_cbam_is_its_formula() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gate_scales_the_branch(kind: attention.Kind) -> None:
+def test_the_gate_scales_the_branch(kind: Kind) -> None:
     module = attention.gated(Attention(kind), width=32)
     x = draw(2, 32, 3, 5).contiguous(memory_format=torch.channels_last)
     assert torch.equal(module(x), x)
@@ -222,7 +224,7 @@ def test_the_gate_scales_the_branch(kind: attention.Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_of_alpha_keeps_full_precision_under_autocast(kind: attention.Kind) -> None:
+def test_the_gradient_of_alpha_keeps_full_precision_under_autocast(kind: Kind) -> None:
     module = attention.gated(Attention(kind), width=32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = module(draw(2, 32, 3, 3))

@@ -31,8 +31,9 @@ from bench.report.figures import (
 )
 from bench.report.figures.scope import Scope
 from bench.settings import DEFAULTS, settings
-from models import Attention, convnext
+from models import convnext
 from models.convnext import insert_attention
+from models.description import Attention
 from tests.conftest import CPU, small_network, small_run
 from tests.figure_ledger import add, filled, only_scope, record_of, row_of, words_of
 

@@ -10,7 +10,7 @@ import pytest
 from bench import cli, errors
 from bench.experiment import canonical_json
 from bench.ledger import Ledger
-from bench.report import write_report
+from bench.report.write import write_report
 from tests.records import record_of, run_of
 
 DUAL, BASELINE = run_of("cifar100/A_dual"), run_of("cifar100/baseline")

@@ -14,11 +14,12 @@ import torch
 
 from bench import cli, errors
 from bench.catalog import EXPERIMENTS
-from bench.environment import ROOT, choose_device, code_state, describe, instructions, prepared, seed_for
+from bench.environment import ROOT, code_state, seed_for
 from bench.errors import UserError
 from bench.experiment import Weights
-from bench.grid import initial_weights
 from bench.ledger import SECTIONS, Ledger
+from bench.machine import choose_device, describe, instructions, prepared
+from bench.runs import initial_weights
 from bench.settings import DEFAULTS
 from tests.records import record_of, run_of
 

@@ -19,6 +19,7 @@ from bench.environment import ROOT
 from bench.errors import UserError
 from bench.experiment import Run
 from bench.ledger import SECTIONS, Ledger
+from bench.runs import listed, plan
 from bench.settings import DEFAULTS, Settings, settings
 from bench.task import Task
 from tests.records import record_of, run_of
@@ -96,7 +97,7 @@ def test_the_status_of_the_whole_catalog(tmp_path: Path, capsys: pytest.CaptureF
     choice = ["--profile", "smoke", "--results", str(tmp_path)]
     assert cli.main(["grid", *choice, "--status"]) == 0
     assert capsys.readouterr().out == f"{len(EXPERIMENTS)} due\n"
-    runs = grid.plan(settings(**{name.lower(): value for name, value in (DEFAULTS | {"PROFILE": "smoke"}).items()}))
+    runs = plan(settings(**{name.lower(): value for name, value in (DEFAULTS | {"PROFILE": "smoke"}).items()}))
     failed = next(run for run in runs if run.experiment.name == "cifar100/E1_P2_F0")
     record = {name: record_of(failed, (1, 2))[name] for name in SECTIONS}
     record["results"] |= {"status": "failed", "error": "OSError: lost"}
@@ -117,14 +118,14 @@ def test_groups_hold_every_run_once_and_none_is_empty() -> None:
 def test_a_file_of_runs_chooses_among_those_that_were_chosen(tmp_path: Path) -> None:
     path = tmp_path / "0.txt"
     path.write_text("".join(f"{cluster.name(run)}\n" for run in (RUNS[3], RUNS[0])))
-    assert grid.listed(RUNS, path) == [RUNS[3], RUNS[0]]
+    assert listed(RUNS, path) == [RUNS[3], RUNS[0]]
     path.write_text(f"\n{cluster.name(RUNS[0])}\n\n")
-    assert grid.listed(RUNS, path) == [RUNS[0]], "an empty line is no run"
+    assert listed(RUNS, path) == [RUNS[0]], "an empty line is no run"
     path.write_text("cifar100/baseline 7\n")
     with pytest.raises(UserError, match="expected an experiment and a seed that were chosen, found 'cifar100/baseline 7'"):
-        grid.listed(RUNS, path)
+        listed(RUNS, path)
     with pytest.raises(UserError, match=r"--runs .*absent: expected a file of lines NAME SEED, found none"):
-        grid.listed(RUNS, tmp_path / "absent")
+        listed(RUNS, tmp_path / "absent")
 
 
 # ---- on the node ---------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from bench.catalog import find
 from bench.engine.execution import Choices, Execution
 from bench.measure import comparison, loops
-from bench.measure.comparison import (
+from bench.measure.contents import (
     BARE,
     COMPILED,
     CONVENTIONAL,

@@ -20,12 +20,13 @@ from bench.environment import ROOT
 from bench.experiment import Experiment
 from bench.ledger import Ledger, Record, read_record
 from bench.profiles import PROFILES, smoke
+from bench.runs import plan
 from tests.test_grid import chosen, records, without_timings
 
 
 def test_interrupted_run_says_so_and_is_continued(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     its_settings = chosen(tmp_path, ONLY="fashion_mnist/baseline")
-    (run,) = grid.plan(its_settings)
+    (run,) = plan(its_settings)
     original: Callable[..., None] = CheckpointFolder.save
 
     def save_and_stop(self: CheckpointFolder, state: dict[str, Any]) -> None:
@@ -54,8 +55,8 @@ def test_a_record_tells_of_sessions_on_other_machines_and_by_other_code(
     monkeypatch.setitem(PROFILES, "smoke", lambda experiment: with_epochs(smoke(experiment), 4))
     monkeypatch.setattr(grid, "CHECKPOINT_SECONDS", 0)
     its_settings = chosen(tmp_path, ONLY="fashion_mnist/baseline")
-    (run,) = grid.plan(its_settings)
-    describe, state, save = grid.environment.describe, grid.environment.code_state(), CheckpointFolder.save
+    (run,) = plan(its_settings)
+    describe, state, save = grid.machine.describe, grid.environment.code_state(), CheckpointFolder.save
     clock = itertools.count()
     monkeypatch.setattr(grid, "_now", lambda: f"moment {next(clock):03}")
 
@@ -72,7 +73,7 @@ def test_a_record_tells_of_sessions_on_other_machines_and_by_other_code(
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(grid.environment, "describe", lambda device: describe(device) | {"torch": torch_version})
+            patched.setattr(grid.machine, "describe", lambda device: describe(device) | {"torch": torch_version})
             patched.setattr(grid.environment, "code_state", lambda: state | {"commit": commit})
             patched.setattr(CheckpointFolder, "save", save_and_stop)
             if epochs == 0:

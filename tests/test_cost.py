@@ -9,7 +9,9 @@ from torch import nn
 
 from bench.experiment import Model
 from bench.measure import cost
-from models import Attention, convnext, convnext_tiny
+from models import convnext
+from models.convnext import convnext_tiny
+from models.description import Attention
 from models.mixer import mixer
 from models.vit import vit
 

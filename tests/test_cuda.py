@@ -36,10 +36,11 @@ from bench.measure.throughput import Bench
 from bench.measure.timing import peak_memory
 from bench.profiles import smoke
 from bench.report.measurements import read_report
-from models import Attention
+from bench.runs import plan
 from models.attention import Gated
 from models.beside import gradients_beside
 from models.depthwise import Method
+from models.description import Attention
 from models.patches import compute_patches_by
 from models.stochastic_depth import give_factors, rates
 from tests.conftest import Recorder
@@ -329,8 +330,8 @@ def test_out_of_memory_is_a_record_and_the_grid_goes_on(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(grid, "build_network", greedy)
     settings = chosen(tmp_path, DEVICE="cuda", ONLY="cifar100/baseline_F0 cifar100/baseline_F1")
-    assert grid.work_through(grid.plan(settings), settings) == 1
-    statuses = [grid.Ledger(tmp_path).find(run) for run in grid.plan(settings)]
+    assert grid.work_through(plan(settings), settings) == 1
+    statuses = [grid.Ledger(tmp_path).find(run) for run in plan(settings)]
     assert [record["results"]["status"] for record in statuses if record] == ["out_of_memory", "done"]
 
 

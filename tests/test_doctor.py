@@ -39,7 +39,7 @@ class Machine:
         monkeypatch.setitem(sys.modules, "data.fetch", fetch)
         monkeypatch.setattr(limits, "read", lambda path: self.files.get(str(path), ""))
         monkeypatch.setattr(environment, "cuda_driver", lambda: self.driver)
-        monkeypatch.setattr(environment, "device_name", lambda device: "a processor")
+        monkeypatch.setattr("bench.machine.device_name", lambda device: "a processor")
         monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB // 4096}.__getitem__)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=self.free))
         monkeypatch.setattr(torch, "__version__", f"{doctor.locked_version('torch')}+cu130")

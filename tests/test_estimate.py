@@ -10,7 +10,8 @@ from bench.engine.regime import ADDED, EVERYTHING, release
 from bench.engine.step import TrainingStep
 from bench.experiment import Model, Recipe
 from bench.measure import estimate
-from bench.measure.estimate import Estimator, TimeLeft, duration
+from bench.measure.estimate import Estimator, TimeLeft
+from bench.words import duration
 from tests.conftest import CPU, small_run
 
 IMAGES = {"train": 1000, "validation": 100, "test": 400}

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
-from bench import environment
+from bench import machine
 from bench.catalog import find
 from bench.engine import execution, ranks
 from bench.engine.checkpoint import CheckpointFolder
@@ -31,9 +31,11 @@ from bench.engine.train import build_network, put_on_device, train
 from bench.errors import UserError
 from bench.experiment import Recipe, Run, canonical_json
 from bench.profiles import smoke
-from models.attention import Attention, Gated, ScaledDotProduct
+from bench.report import environments
+from models.attention import Gated, ScaledDotProduct
 from models.convnext import convnext_tiny, insert_attention
 from models.depthwise import DepthwiseConv2d, depthwise_maps
+from models.description import Attention
 from models.patches import PatchConv2d, patch_layers
 from models.vit import vit
 from tests.conftest import CPU, Recorder, small_network, small_run, train_small
@@ -94,6 +96,11 @@ def open_gates(network: nn.Module) -> nn.Module:
             if isinstance(module, Gated):
                 module.alpha.fill_(1.0)
     return network
+
+
+def test_the_report_knows_the_reference_mode() -> None:
+    """It reads records without torch, and fills in what those from before a choice do not say."""
+    assert {"blocks": "layers"} | Execution().described() == environments.REFERENCE
 
 
 def test_the_faster_methods_are_really_on(tmp_path: Path) -> None:
@@ -251,7 +258,7 @@ def test_a_gpu_older_than_ampere_is_asked(
     alternatives = dict.fromkeys(["convolution", "matrix", "triton", "fp32", "layers", "fused"], 1.0)
     log = fake_times(monkeypatch, alternatives | {"units": units})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(environment, "device_name", lambda device: "a GPU")
+    monkeypatch.setattr(machine, "device_name", lambda device: "a GPU")
     monkeypatch.setattr(execution, "triton_works", lambda: True)
     assert choose(small_network(), "bf16", torch.device("cuda", 0), Choices(), steps=10).bf16 == chosen
     measured = {key.split()[-1] for key in log if key != "bf16"}

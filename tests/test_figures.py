@@ -33,14 +33,13 @@ from bench.report.figures import (
     labels,
     learning_curves,
     loop_ratios,
-    pictures,
     series,
     style,
-    write_figures,
 )
 from bench.report.figures.events import write_events
+from bench.report.figures.pictures import OF_RECORDS, pictures
 from bench.report.figures.scope import NothingToDraw, scopes, timed
-from bench.report.figures.write import KINDS, Outcome
+from bench.report.figures.write import DRAWN, Outcome, write_figures
 from bench.report.measurements import read_reports
 from models.convnext import WIDTHS
 from tests.figure_ledger import IMAGENET, STAND_IN, add, filled, only_scope, record_of, row_of, words_of
@@ -116,7 +115,7 @@ def test_a_page_learns_what_was_written(drawn: tuple[Path, Outcome], tmp_path: P
     names = ["architecture", "learning_curves", "dual", "accuracy_cost", "gates", "epoch_time"]
     assert [picture.name for picture in shown] == names
     assert {(picture.profile, picture.backbone) for picture in shown[1:]} == {("mini", "stand-in")}
-    assert all(picture.caption.endswith(".") and picture.title for picture in shown)
+    assert all(picture.words.caption.endswith(".") and picture.words.title for picture in shown)
 
 
 def test_figures_without_rows_any_more_are_removed(tmp_path: Path) -> None:
@@ -294,9 +293,10 @@ def test_gates_of_either_sign_are_drawn_by_their_size(figure: Any, ledger: Ledge
     row = only_scope(ledger).row("cifar100/E3_P2_F2")
     assert row and series.gates(row, "P2").mean == pytest.approx([0.01, 0.02, 0.03])
     assert series.gates(row, "P2").deviation == pytest.approx([0, 0, 0])
+    caption = OF_RECORDS[figure.__name__.rpartition(".")[2]].caption
     names = {gates: "E3_P2_F2 |α|", learning_curves: "E3, P2 |α|"}
     words = words_of(figure.draw(only_scope(ledger)))
-    assert [word for word in words if "|α|" in word] == [names[figure]] and "|α|" in figure.CAPTION
+    assert [word for word in words if "|α|" in word] == [names[figure]] and "|α|" in caption
 
 
 @pytest.mark.usefixtures("styled")
@@ -362,7 +362,7 @@ def test_the_roofline_comes_from_a_measurement_of_the_same_device(ledger: Ledger
         (folder / f"{device}.json").write_text(json.dumps(measured | {"environment": environment, "families": families}))
     assert epoch_time.roofline(scope, folder) == {"ConvNeXt-Tiny, default stem + MHSA at P2 and P3, 4 heads": 3.5}
     assert epoch_time.roofline(scope, ledger.results / "none") == {}
-    (axes,) = KINDS["epoch_time"].draw(scope, ledger.results).axes
+    (axes,) = DRAWN["epoch_time"](scope, ledger.results).axes
     assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "|"] == [3.5]  # type: ignore[index]
 
 

@@ -14,7 +14,8 @@ pytest.importorskip("triton", reason="Triton is not on this system")
 from bench.engine import augment_triton
 from bench.engine.device_data import draw_epoch
 from bench.measure import loops
-from models import Attention, convnext, fused_triton, mixer, products_triton, vit
+from models import convnext, fused_triton, mixer, products_triton, vit
+from models.description import Attention
 from models.fused import fuse
 from models.rounding import Rounding
 from models.stochastic_depth import give_factors, rates

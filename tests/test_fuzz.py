@@ -24,7 +24,8 @@ from bench.report.write import report_pages
 from bench.verify import render
 from bench.verify.records import check_records
 from bench.verify.surroundings import check_folder, check_report
-from models import WeightsError, read_state_dict
+from models.errors import WeightsError
+from models.weights import read_state_dict
 from tests.fuzz import MEBIBYTES, attempt, edited, examples, flipped, garbage
 from tests.records import record_of, run_of
 

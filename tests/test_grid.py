@@ -28,8 +28,9 @@ from bench.experiment import Run, canonical_json
 from bench.ledger import Ledger, Record
 from bench.measure.estimate import TimeLeft
 from bench.profiles import PROFILES, smoke
+from bench.runs import plan
 from bench.settings import DEFAULTS, Settings, settings
-from models import convnext_tiny
+from models.convnext import convnext_tiny
 from tests.conftest import small_network
 
 
@@ -49,7 +50,7 @@ def without_timings(record: Record) -> str:
 
 def run_grid(results: Path, **values: str) -> int:
     its_settings = chosen(results, **values)
-    return grid.work_through(grid.plan(its_settings), its_settings)
+    return grid.work_through(plan(its_settings), its_settings)
 
 
 def shared(runs: Sequence[Run], its_settings: Settings) -> list[str]:
@@ -235,11 +236,11 @@ def test_after_a_device_is_lost_the_other_runs_stay_due(
 
     def build(run: Any, classes: int, initial: Any, device: Any) -> Any:
         if run.experiment.name == "cifar100/baseline_F1":
-            monkeypatch.setattr(grid.environment, "answers", lambda device: answers(torch.device("cuda")))
+            monkeypatch.setattr(grid.machine, "answers", lambda device: answers(torch.device("cuda")))
             raise error
         return small_network(classes)
 
-    answers = grid.environment.answers
+    answers = grid.machine.answers
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(grid, "build_network", build)
     assert run_grid(tmp_path, ONLY="cifar100/baseline_F?") == 1
@@ -249,7 +250,7 @@ def test_after_a_device_is_lost_the_other_runs_stay_due(
     assert "cpu does not answer this process any more; the same command goes on with the others" in said
     assert f"1 done, 1 {status}, 1 not begun in" in said
     monkeypatch.undo()
-    assert grid.environment.answers(torch.device("cpu"))
+    assert grid.machine.answers(torch.device("cpu"))
     monkeypatch.setattr(grid, "build_network", lambda run, classes, initial, device: small_network(classes))
     assert run_grid(tmp_path, ONLY="cifar100/baseline_F?") == 0, "a failed run is tried again"
 
@@ -264,7 +265,7 @@ def test_a_checkpoint_that_cannot_be_used_concerns_its_run_alone(
     jobs: str, small: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     its_settings = chosen(tmp_path, ONLY="cifar100/baseline_F0", SEEDS="0 1", JOBS=jobs)
-    runs = grid.plan(its_settings)
+    runs = plan(its_settings)
     last = CheckpointFolder(tmp_path / "checkpoints" / runs[0].key).last
     last.parent.mkdir(parents=True)
     last.write_bytes(b"damaged")
@@ -319,7 +320,7 @@ def test_no_process_starts_after_all_were_asked_to_stop(tmp_path: Path, monkeypa
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            shared(grid.plan(its_settings), its_settings)
+            shared(plan(its_settings), its_settings)
     finally:
         signal.signal(signal.SIGINT, before)
     assert [process.returncode for process in started] == [-signal.SIGTERM]
@@ -333,7 +334,7 @@ def test_a_process_that_dies_after_its_record_leaves_it(
     die, original = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], subprocess.Popen
     monkeypatch.setattr(workers.subprocess, "Popen", lambda command, **options: original(die, **options))
     its_settings = chosen(tmp_path, ONLY="fashion_mnist/baseline", JOBS="2")
-    (run,) = grid.plan(its_settings)
+    (run,) = plan(its_settings)
     written = grid.execute(run, its_settings) if moment == "after" else None
     assert shared([run], its_settings) == [status]
     (record,) = records(tmp_path).values()
@@ -345,7 +346,7 @@ def test_a_held_run_comes_last(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     its_settings = chosen(tmp_path, ONLY="*/baseline")
-    held, _ = grid.plan(its_settings)
+    held, _ = plan(its_settings)
     holder = CheckpointFolder(tmp_path / "checkpoints" / held.key).hold()
 
     def let_go(seconds: float) -> None:
@@ -357,7 +358,7 @@ def test_a_held_run_comes_last(
     assert cli.main(["run", "cifar100/baseline", "--profile", "smoke", "--results", str(tmp_path)]) == errors.EXIT_BUSY
     expected = rf"cifar100/baseline seed 0: another process \(pid {os.getpid()} on \S+, since 20.* UTC\) works on it"
     assert re.fullmatch(f"{expected}\n", capsys.readouterr().err)
-    assert grid.work_through(grid.plan(its_settings), its_settings) == 0
+    assert grid.work_through(plan(its_settings), its_settings) == 0
     output = capsys.readouterr().out
     assert re.search(f"{expected}; it comes last\nfashion|{expected}; it comes last\n2/2 fashion", output)
     assert "waiting for other processes with 1 of the runs\n" in output and output.endswith(" s\n") and "2 done" in output
@@ -379,7 +380,7 @@ def test_weights_file_is_used_and_recorded_by_name_and_content(smoke_with_weight
     path = tmp_path / "mine.safetensors"
     safetensors.torch.save_file(state, path)
     its_settings = chosen(tmp_path, ONLY="cifar100/baseline_F0", WEIGHTS=str(path))
-    (run,) = grid.plan(its_settings)
+    (run,) = plan(its_settings)
     record = grid.execute(run, its_settings)
     assert record["configuration"]["weights"] == {
         "name": "mine.safetensors",
@@ -392,7 +393,7 @@ def test_weights_file_is_used_and_recorded_by_name_and_content(smoke_with_weight
 
 
 def test_without_weights_the_identity_is_torchvisions(smoke_with_weights: None, tmp_path: Path) -> None:
-    (run,) = grid.plan(chosen(tmp_path, ONLY="cifar100/baseline"))
+    (run,) = plan(chosen(tmp_path, ONLY="cifar100/baseline"))
     assert run.weights is not None
     assert run.weights.name == "convnext_tiny-983f1562.pth"
     assert run.weights.sha256.startswith("983f1562536e84ff")

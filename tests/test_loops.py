@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import data
-from bench import environment
+from bench import machine
 from bench.catalog import find
 from bench.engine.device_data import DeviceSplit
 from bench.engine.execution import Execution
@@ -115,7 +115,7 @@ def test_modes_of_the_process_are_put_back() -> None:
         [sys.executable, "-c", "import torch; print(torch.backends.cudnn.conv.fp32_precision)"],
         check=True, capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip
-    environment.make_deterministic()
+    machine.make_deterministic()
     convolutions = torch.backends.cudnn.conv
     for on, precision in ((False, comes), (True, "ieee")):
         with loops.deterministic(on):

@@ -7,7 +7,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from models import Attention, WeightsError, convnext, convnext_tiny, load_backbone, read_state_dict
+from models import convnext
+from models.convnext import convnext_tiny
+from models.description import Attention
+from models.errors import WeightsError
+from models.weights import load_backbone, read_state_dict
 
 
 @pytest.mark.parametrize(("classes", "expected"), [(1000, 28_589_128), (100, 27_897_028), (10, 27_827_818)])

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import Attention, attention, convnext, convnext_tiny, mixer, vit
+from models import attention, convnext, mixer, vit
+from models.convnext import convnext_tiny
+from models.description import Attention
 from tests.test_attention import INSERTIONS, draw, open_gates
 
 Build = Callable[[], nn.Module]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not on this system")
-from bench import environment
+from bench import machine
 from bench.catalog import find
 from bench.engine import execution, parity
 from bench.engine import network as networks
@@ -79,8 +79,8 @@ def test_steps_and_evaluation_are_compared_too(monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def measurements(monkeypatch: pytest.MonkeyPatch) -> Measurements:
     """Of a GPU that is not there."""
-    monkeypatch.setattr(environment, "device_name", lambda device: "a GPU")
-    monkeypatch.setattr(environment, "answers", lambda device: True)
+    monkeypatch.setattr(machine, "device_name", lambda device: "a GPU")
+    monkeypatch.setattr(machine, "answers", lambda device: True)
     monkeypatch.setattr(execution, "triton_works", lambda: True)
     return Measurements(CUDA, None)
 
@@ -130,7 +130,7 @@ def test_a_context_that_is_lost_is_not_taken_for_failure(measurements: Measureme
         raise RuntimeError("an illegal memory access was encountered")
 
     monkeypatch.setattr(measurements, "_of_blocks", fail)
-    monkeypatch.setattr(environment, "answers", lambda device: False)
+    monkeypatch.setattr(machine, "answers", lambda device: False)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         measurements.blocks(small_network(), Execution(), "bf16")
 

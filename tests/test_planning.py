@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cli, errors, grid, planning, workers
+from bench import cli, errors, planning, workers
 from bench.catalog import EXPERIMENTS, find
 from bench.environment import ROOT
 from bench.errors import UserError
@@ -13,6 +13,7 @@ from bench.experiment import Run
 from bench.ledger import Ledger
 from bench.planning import Pace, gpus_that_help, makespan, pace_of, pace_of_epoch, planned, simulate, task_seconds
 from bench.report.measurements import read_report
+from bench.runs import plan
 from tests.records import run_of
 from tests.test_grid import chosen, shared
 
@@ -145,7 +146,7 @@ def test_the_schedule_is_that_of_a_real_small_grid(tmp_path: Path, monkeypatch: 
             return status
 
     its_settings = chosen(tmp_path, JOBS="2", ONLY="cifar100/baseline_F0", SEEDS="0-3")
-    runs = grid.plan(its_settings)
+    runs = plan(its_settings)
     monkeypatch.setattr(workers, "_Server", Timed)
     started = time.monotonic()
     assert shared(runs, its_settings) == ["done"] * 4

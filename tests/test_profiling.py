@@ -18,10 +18,11 @@ from torch.profiler import ProfilerActivity
 from bench import cli
 from bench.catalog import EXPERIMENTS, find
 from bench.engine.execution import Execution
-from bench.environment import describe, device_slug, slug
+from bench.environment import device_slug, slug
 from bench.errors import EXIT_USER
 from bench.experiment import Experiment, Model
 from bench.ledger import Ledger
+from bench.machine import describe
 from bench.measure import profiling, recording
 from bench.measure.operators import IDLE, KINDS, OTHER
 from bench.measure.profiling import distinct_networks, network_name
@@ -29,10 +30,10 @@ from bench.measure.recording import Profile, record
 from bench.measure.trace import Event, memory_of_last_step, on_host
 from bench.report.results import results_page
 from bench.settings import DEFAULTS, Settings, settings
-from models import Attention
-from models.attention import AttentionMethod, Kind
+from models.attention import AttentionMethod
 from models.convnext import insert_attention
 from models.depthwise import use_methods
+from models.description import Attention, Kind
 from models.mixer import mixer
 from models.vit import vit
 from tests.conftest import CPU, small_network, small_run

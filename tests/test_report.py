@@ -18,11 +18,12 @@ from bench.experiment import Run, Weights, canonical_json
 from bench.ledger import Ledger
 from bench.profiles import at_profile
 from bench.provenance import LOCKED_TORCH, commit_of
-from bench.report import write, write_report
+from bench.report import write
 from bench.report.export import as_csv, as_json, export_lines
 from bench.report.opening import _for_want_of_seeds
 from bench.report.results import HEADLINE, headline_table, results_page
 from bench.report.rows import mean_and_deviation
+from bench.report.write import write_report
 from bench.settings import DEFAULTS, settings
 
 DEFAULT_CHOICES = {name.lower(): value for name, value in DEFAULTS.items()}

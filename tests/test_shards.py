@@ -10,7 +10,7 @@ from bench.catalog import EXPERIMENTS
 from bench.errors import UserError
 from bench.experiment import Run, canonical_json
 from bench.ledger import Ledger, Record
-from bench.report import write_report
+from bench.report.write import write_report
 from bench.shards import shard_of, shards, work
 from tests.conftest import small_network
 from tests.records import run_of

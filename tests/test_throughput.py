@@ -17,6 +17,17 @@ from bench.errors import UserError
 from bench.experiment import Experiment
 from bench.measure import comparison, loops, roofline, timing
 from bench.measure import throughput as measuring
+from bench.measure.contents import (
+    BARE,
+    CONVENTIONAL,
+    CONVENTIONAL_BEST,
+    DEFAULT_LAYOUT,
+    EAGER,
+    MEMORY_RETURNED,
+    NOT_DETERMINISTIC,
+    NOT_FUSED,
+    OURS,
+)
 from bench.report.measurements import read_report
 from bench.report.throughput import compared, throughput_section
 from tests.conftest import CPU, small_network
@@ -117,15 +128,15 @@ def test_loops_for_which_there_is_no_memory_are_left_out(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("bench.engine.network.build", lambda model, *, classes, seed, initial=None: small_network(classes))
     monkeypatch.setattr(comparison.Comparison, "_best_flags", lambda *_, **__: loops.Flags())
-    names = (comparison.OURS, comparison.BARE, comparison.EAGER, comparison.CONVENTIONAL, comparison.CONVENTIONAL_BEST)
+    names = (OURS, BARE, EAGER, CONVENTIONAL, CONVENTIONAL_BEST)
     monkeypatch.setattr(comparison.Comparison, "_contenders", lambda *_: {name: make(name) for name in names})
     for module in (comparison, timing):
         monkeypatch.setattr(module, "memory_left", lambda device: 490 - 100 * len(made))
     compared = comparison.Comparison(CPU, Choices(depthwise="reference"), search=True, say=said.append)
     found = compared.of(find("cifar100/baseline"), window_seconds=0, windows=3, ends=0)
-    assert made == list(found["images_per_second"]) == [comparison.OURS, comparison.BARE, comparison.EAGER]
-    assert said[-1] == f"no more loops, for want of memory: {comparison.CONVENTIONAL} and those after it are left out"
-    assert f"{comparison.OURS} / {comparison.BARE}" in found["ratios"]
+    assert made == list(found["images_per_second"]) == [OURS, BARE, EAGER]
+    assert said[-1] == f"no more loops, for want of memory: {CONVENTIONAL} and those after it are left out"
+    assert f"{OURS} / {BARE}" in found["ratios"]
     assert log == 5 * made and found["windows"] == 3, "a first step, a turn that is not timed, three windows"
 
 
@@ -163,11 +174,11 @@ def test_energy_is_counted_in_a_window_of_its_own(monkeypatch: pytest.MonkeyPatc
 def test_a_measurement_holds_what_the_tables_show(report: dict[str, Any]) -> None:
     speeds = report["loops"]["images_per_second"]
     expected = {
-        comparison.OURS, comparison.BARE, comparison.CONVENTIONAL, comparison.CONVENTIONAL_BEST, comparison.EAGER,
-        comparison.NOT_DETERMINISTIC, comparison.DEFAULT_LAYOUT, comparison.NOT_FUSED, comparison.MEMORY_RETURNED,
+        OURS, BARE, CONVENTIONAL, CONVENTIONAL_BEST, EAGER,
+        NOT_DETERMINISTIC, DEFAULT_LAYOUT, NOT_FUSED, MEMORY_RETURNED,
     }  # fmt: skip
     assert expected <= set(speeds)
-    assert f"{comparison.OURS} / {comparison.NOT_FUSED}" in report["loops"]["ratios"]
+    assert f"{OURS} / {NOT_FUSED}" in report["loops"]["ratios"]
     assert [loop.closed for loop in Apart.made] == [True]
     assert all(0 < speed["low"] <= speed["median"] <= speed["high"] for speed in speeds.values())
     row = report["families"]["small"]
@@ -234,12 +245,12 @@ def test_compare_tells_changes_from_noise(report: dict[str, Any]) -> None:
 
 def test_compare_tells_what_cannot_be_compared(report: dict[str, Any]) -> None:
     other = copy.deepcopy(report)
-    del other["families"]["again"], other["loops"]["images_per_second"][comparison.EAGER]
+    del other["families"]["again"], other["loops"]["images_per_second"][EAGER]
     other["families"]["small"] |= {"batch_size": 64, "inference_batch_size": 7}
     other["loops"]["best_flags"]["workers"] = 9
     ours, theirs = (file["loops"]["best_flags"]["workers"] for file in (report, other))
     lines = compared(report, other).splitlines()
-    assert lines[:2] == [f"loop only in the first: {comparison.EAGER}", "network only in the first: again"]
+    assert lines[:2] == [f"loop only in the first: {EAGER}", "network only in the first: again"]
     assert lines[2].startswith("loops: best flags: ") and f"{ours} workers -> " in lines[2] and f"{theirs} workers" in lines[2]
     assert lines[3:] == ["small: batch: 128 -> 64", "small: inference batch: 500 -> 7", "no speed changed beyond noise"]
     assert "network only in the second: again" in compared(other, report)

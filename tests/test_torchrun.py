@@ -27,7 +27,7 @@ from pathlib import Path
 from bench import stopping
 from bench.engine import ranks
 from bench.engine.checkpoint import CheckpointFolder, Unwritten
-from bench.environment import make_deterministic
+from bench.machine import make_deterministic
 from tests import conftest
 
 folder, stop_at = Path(sys.argv[1]), sys.argv[2]

@@ -21,8 +21,8 @@ from bench.engine.execution import Execution
 from bench.engine.train import best_epoch, build_network, plateaued, put_on_device, results, schedule
 from bench.errors import EXIT_TERMINATED, UserError
 from bench.experiment import Recipe, canonical_json
-from models import Attention
 from models.convnext import insert_attention
+from models.description import Attention
 from tests.conftest import CPU, Recorder, small_network, small_run, train_small
 
 GOLDEN = Path(__file__).with_name("golden_losses.txt")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench import cli, errors, grid
 from bench.profiles import PROFILES, smoke
-from models import load_backbone
+from models.weights import load_backbone
 from tests.conftest import small_network
 
 State = dict[str, Tensor]

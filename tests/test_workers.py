@@ -18,6 +18,7 @@ import torch
 from bench import grid, serving, stopping, workers
 from bench.errors import UserError
 from bench.experiment import Run
+from bench.runs import plan
 from bench.settings import Settings
 from tests.test_grid import chosen, shared
 
@@ -87,11 +88,11 @@ def test_an_estimate_is_divided_by_devices_that_have_a_run(
 ) -> None:
     """Five minutes a run, timed on all threads, of which each process has its share."""
     machine(monkeypatch, gpus=gpus)
-    monkeypatch.setattr(grid.environment, "choose_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(grid.machine, "choose_device", lambda name: torch.device("cpu"))
     monkeypatch.setattr(grid, "_estimates", lambda due, its_settings, device: [300.0] * len(due))
     monkeypatch.setattr(grid, "_statuses", lambda due, its_settings, estimates, device: ["done"] * len(due))
     its_settings = chosen(tmp_path, JOBS=jobs, DEVICE="auto", ONLY="cifar100/baseline", SEEDS=seeds)
-    assert grid.work_through(grid.plan(its_settings), its_settings) == 0
+    assert grid.work_through(plan(its_settings), its_settings) == 0
     assert f"\n{said} on this device" in capsys.readouterr().out
 
 
@@ -108,7 +109,7 @@ def test_no_more_processes_than_runs_share_the_threads(
 
     monkeypatch.setattr(grid, "_statuses", statuses)
     its_settings = chosen(tmp_path, JOBS=jobs, ONLY="cifar100/baseline", SEEDS=seeds)
-    assert grid.work_through(grid.plan(its_settings), its_settings) == 0
+    assert grid.work_through(plan(its_settings), its_settings) == 0
     assert grid.work_through([], its_settings) == 0
     assert found == [processes, 1]
 
@@ -156,7 +157,7 @@ def test_processes_of_a_grid_get_their_device_and_never_share_one_of_two(tmp_pat
     machine(monkeypatch, gpus=2)
     serve_with(monkeypatch, tmp_path)
     its_settings = chosen(tmp_path, JOBS="auto", DEVICE="auto", ONLY="cifar100/baseline", SEEDS="0 1 2 3")
-    assert shared(grid.plan(its_settings), its_settings) == ["done"] * 4
+    assert shared(plan(its_settings), its_settings) == ["done"] * 4
     found = notes(tmp_path)
     assert sorted(each["CUDA_VISIBLE_DEVICES"] for each in found) == ["0", "0", "1", "1"]
     assert {each["DEVICE"] for each in found} == {"cuda"} and {each["JOBS"] for each in found} == {"1"}
@@ -168,7 +169,7 @@ def test_after_a_process_has_left_another_does_the_next_run(tmp_path: Path, monk
     machine(monkeypatch, gpus=1)
     serve_with(monkeypatch, tmp_path, leaves_after="0")
     its_settings = chosen(tmp_path, JOBS="auto", DEVICE="auto", ONLY="cifar100/baseline", SEEDS="0 1 2")
-    assert shared(grid.plan(its_settings), its_settings) == ["done"] * 3
+    assert shared(plan(its_settings), its_settings) == ["done"] * 3
     first, second, third = (note["process"] for note in notes(tmp_path))
     assert first != second == third
 
@@ -181,7 +182,7 @@ def test_a_process_that_ends_within_a_run(
     serve_with(monkeypatch, tmp_path, dies_of="1", status=status)
     its_settings = chosen(tmp_path, JOBS="auto", DEVICE="cpu", ONLY="cifar100/baseline", SEEDS="0 1 2")
     monkeypatch.setattr(workers, "workers", lambda settings: [{"CUDA_VISIBLE_DEVICES": "0"}])
-    assert shared(grid.plan(its_settings), its_settings) == ["done", expected, "done"]
+    assert shared(plan(its_settings), its_settings) == ["done", expected, "done"]
     said = capsys.readouterr().out
     assert ("seed 1: failed: ChildProcessError: the process ended with status 1" in said) == (expected == "failed")
 
@@ -204,7 +205,7 @@ def test_what_the_user_can_mend_ends_the_grid_with_one_line(tmp_path: Path, monk
     monkeypatch.setattr(workers._Server, "ask", lambda self, run, ask=workers._Server.ask: (began.append(run), ask(self, run)))
     its_settings = chosen(tmp_path, JOBS="2", ONLY="cifar100/baseline", SEEDS="0-19")
     with pytest.raises(UserError, match=r"^results: cannot be written$"):
-        shared(grid.plan(its_settings), its_settings)
+        shared(plan(its_settings), its_settings)
     assert len(began) <= 3, "the first line of either process ends it for all"
 
 
@@ -262,7 +263,7 @@ def test_every_signal_is_passed_on(
     try:
         user.start()
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            shared(grid.plan(its_settings), its_settings)
+            shared(plan(its_settings), its_settings)
     finally:
         user.join()
         for number, handler in before.items():
@@ -276,7 +277,7 @@ def test_a_gpu_on_which_memory_ran_out_gets_another_process(device: str, tmp_pat
     for name, value in {"PROFILE": "smoke", "RESULTS": str(tmp_path), "SEEDS": "0 1", "ONLY": "cifar100/baseline"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(serving, "status_of", lambda run, settings: "out_of_memory")
-    monkeypatch.setattr(serving.environment, "choose_device", lambda name: torch.device(device))
+    monkeypatch.setattr(serving.machine, "choose_device", lambda name: torch.device(device))
     monkeypatch.setattr(sys, "stdin", io.StringIO("cifar100/baseline 0\ncifar100/baseline 1\n"))
     reading, writing = os.pipe()
     serving.serve(writing)
@@ -307,7 +308,7 @@ def test_a_server_answers_each_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (True, ["done", "done", *mendable, "failed", "failed"]),
         (False, ["done", "done", *mendable, "failed last"]),
     ):
-        monkeypatch.setattr(serving.environment, "answers", lambda device, answers=answers: answers)
+        monkeypatch.setattr(serving.machine, "answers", lambda device, answers=answers: answers)
         emptied: list[bool] = []
         monkeypatch.setattr(torch.cuda, "empty_cache", partial(emptied.append, True))
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))

@@ -40,8 +40,3 @@ def evaluate(network: nn.Module, split: DeviceSplit, recipe: Recipe, execution: 
 def as_written(execution: Execution) -> AbstractContextManager[Any]:
     """Within it, blocks that were compiled run as they were written: their code is for the shapes of training."""
     return torch.compiler.set_stance("force_eager") if execution.compiled else nullcontext()
-
-
-def accuracy(counts: dict[str, Any]) -> float:
-    """Percent correct."""
-    return float(100 * counts["correct"] / counts["images"])

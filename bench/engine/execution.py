@@ -20,10 +20,11 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from bench import environment, memory
+from bench import machine, memory
 from bench.engine import parity
 from bench.engine.device_data import SIDE
 from bench.engine.graphs import captured
+from bench.engine.thresholds import BATCH, FASTER_BY
 from bench.errors import UserError, found_in
 from bench.experiment import Precision, canonical_json
 from bench.leases import available_locks
@@ -35,12 +36,9 @@ from models.patches import PatchLayer, PatchMethod, compute_patches_by, patch_la
 Switch = Literal["auto", "on", "off"]
 Blocks = Literal["layers", "fused"]
 
-# A method replaces the one before it only where it takes less than the inverse of this of its time: noise must not choose.
-FASTER_BY = {"cpu": 1.2, "cuda": 1.05}
 TIMED = 7  # measurements of each method, after one that warms up; the shortest decides, for other work can only lengthen them
 ENOUGH = 0.4  # seconds of them, after which a slow method (bf16 without units takes 0.4 s) is measured no more often
 REPLAYED = 20  # of a graph in one measurement
-BATCH = 128  # images of a measurement: the recipes' batch
 METHODS = {"cpu": 4, "cuda": 5}  # counts the changes to what a method takes: what was measured before is measured again
 AMPERE = 8, 0  # its compute capability
 IMAGE_CHANNELS = 3  # what has no more of them is an image, which needs no gradient
@@ -157,8 +155,8 @@ class Measurements:
     def __init__(self, device: torch.device, kept: Path | None) -> None:
         self._device = device
         self._kept = kept
-        on_cpu = f", {environment.instructions(device)}, {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-        self._machine = f"{environment.device_name(device)}{on_cpu}, torch {torch.__version__}, methods {METHODS[device.type]}"
+        on_cpu = f", {machine.instructions(device)}, {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        self._machine = f"{machine.device_name(device)}{on_cpu}, torch {torch.__version__}, methods {METHODS[device.type]}"
         self._seconds: dict[str, dict[str, float]] = self._read().get(self._machine, {})
 
     @property
@@ -277,7 +275,7 @@ class Measurements:
         try:
             seconds = self._once(key, ("layers", "fused"), partial(self._of_blocks, network, layers, precision))
         except Exception as error:
-            if isinstance(error, UserError) or memory.ran_out(error) or not environment.answers(self._device):
+            if isinstance(error, UserError) or memory.ran_out(error) or not machine.answers(self._device):
                 raise
             warnings.warn(f"the blocks are computed layer by layer, fused they fail on this GPU: {error}", stacklevel=2)
             return "layers"
@@ -347,8 +345,8 @@ class Measurements:
                 return {}
             content = json.loads(self._kept.read_bytes())
             return {
-                machine: {key: {name: float(value) for name, value in seconds.items()} for key, seconds in by_key.items()}
-                for machine, by_key in content.items()
+                where: {key: {name: float(value) for name, value in seconds.items()} for key, seconds in by_key.items()}
+                for where, by_key in content.items()
             }
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise self._damaged(f"measurements in JSON, found {found_in(error)}") from error

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchvision.models import ConvNeXt
 
 from bench.experiment import Model
-from models import convnext, load_backbone, mixer, vit
+from models import convnext, mixer, vit
+from models.weights import load_backbone
 
 
 class Family(NamedTuple):

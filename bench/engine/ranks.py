@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bench.environment import choose_device
 from bench.errors import UserError
+from bench.machine import choose_device
 
 T = TypeVar("T")
 

@@ -4,9 +4,12 @@ A warm-up trains the head, and whatever was added to the backbone, on a frozen b
 stage with its downsampling layer, F2 releases everything. ``full`` trains everything from the first epoch.
 """
 
-from torch import nn
+from typing import TYPE_CHECKING
 
 from bench.experiment import Regime
+
+if TYPE_CHECKING:  # the names of parts are for pages too, which need not wait for torch
+    from torch import nn
 
 ADDED = frozenset({"head", "attention"})  # what the study adds to the backbone
 EVERYTHING = ADDED | {"last_stage", "early_stages"}
@@ -19,7 +22,7 @@ def trained_parts(regime: Regime, *, epoch: int, frozen_epochs: int) -> frozense
     return ADDED if frozen else RELEASED[regime]
 
 
-def release(parts: dict[str, list[nn.Parameter]], trained: frozenset[str]) -> int:
+def release(parts: "dict[str, list[nn.Parameter]]", trained: frozenset[str]) -> int:
     """Let the parameters of the ``trained`` parts require gradients, and no others; return how many scalars train.
 
     Autograd builds no graph before the first parameter that trains, so a frozen prefix costs a forward pass only. The optimizer

@@ -22,7 +22,7 @@ from bench.engine import network as networks
 from bench.engine import ranks
 from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.device_data import IMAGENET_MEAN, IMAGENET_STD, DeviceSplit, draw_epoch
-from bench.engine.evaluate import accuracy, evaluate
+from bench.engine.evaluate import evaluate
 from bench.engine.execution import Execution
 from bench.engine.optimizer import adamw, cosine_with_warmup
 from bench.engine.regime import release, trained_parts
@@ -31,6 +31,7 @@ from bench.engine.subset import first_per_class, stratified_split
 from bench.environment import seed_for
 from bench.errors import UserError
 from bench.experiment import Recipe, Run
+from bench.ledger import accuracy
 from data import Dataset
 from models.depthwise import triton_works
 

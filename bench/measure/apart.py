@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from bench import environment
+from bench import environment, machine
 from bench.catalog import find
 from bench.engine.execution import Choices
 from bench.measure import loops
@@ -58,7 +58,7 @@ class Apart:
 
 def _serve(name: str, depthwise: Literal["auto", "reference"], kept: str) -> None:
     choices = Choices(depthwise=depthwise, kept=Path(kept) if kept else None)
-    do = loops.ours_alone(find(name), environment.prepared("cpu"), choices)
+    do = loops.ours_alone(find(name), machine.prepared("cpu"), choices)
     print("ready", flush=True)
     for line in sys.stdin:
         do(int(line))

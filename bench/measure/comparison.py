@@ -15,57 +15,30 @@ from bench.engine.graphs import WARM_UP
 from bench.experiment import Experiment
 from bench.measure import loops
 from bench.measure.apart import Apart
-from bench.measure.timing import Spread, has_room, interleaved, memory_left, ratio, seconds_of
-
-# The loops; ratios name them.
-OURS, BARE = "ours", "bare step"
-CONVENTIONAL, CONVENTIONAL_BEST = "conventional, fp32", "conventional, best flags"
-EAGER = "eager on device-resident tensors, best flags"
-NOT_COMPILED, NOT_FUSED_BLOCKS = "ours, not compiled", "ours, blocks not fused"
-# The next eight are neither compiled nor have fused blocks. They stand beside one of these two where "ours" is: compiling takes
-# half a minute each time, and fused blocks leave no layer to compute otherwise.
-NOT_DETERMINISTIC, REFERENCE_DEPTHWISE = "ours, not deterministic", "ours, reference depthwise"
-REFERENCE_PATCHES = "ours, reference patch convolutions"
-DEFAULT_LAYOUT, NOT_FUSED = "ours, not channels last", "ours, AdamW not fused"
-MEMORY_RETURNED = "ours, freed memory returned"
-LIBRARY_BF16 = "ours, bf16 as the library computes it"
-IN_FP32 = "ours, in fp32"
-NO_GRAPH = "ours, no CUDA graph"
-COMPILED = "ours, compiled"
-LOOPS = (
-    OURS,
+from bench.measure.contents import (
     BARE,
-    EAGER,
-    CONVENTIONAL_BEST,
+    COMPILED,
     CONVENTIONAL,
+    CONVENTIONAL_BEST,
+    DEFAULT_LAYOUT,
+    EAGER,
     IN_FP32,
+    LIBRARY_BF16,
+    MEMORY_RETURNED,
+    NO_GRAPH,
     NOT_COMPILED,
-    NOT_FUSED_BLOCKS,
     NOT_DETERMINISTIC,
+    NOT_FUSED,
+    NOT_FUSED_BLOCKS,
+    OURS,
+    PLAIN,
+    RATIOS,
     REFERENCE_DEPTHWISE,
     REFERENCE_PATCHES,
-    DEFAULT_LAYOUT,
-    NOT_FUSED,
-    MEMORY_RETURNED,
-    LIBRARY_BF16,
-    NO_GRAPH,
-    COMPILED,
 )
-PLAIN = (REFERENCE_DEPTHWISE, REFERENCE_PATCHES, DEFAULT_LAYOUT, NOT_FUSED, MEMORY_RETURNED, LIBRARY_BF16, NOT_DETERMINISTIC)
-MOST_SLOWDOWN = 8.0  # times as slow: from there on a single step of the library's bf16 takes the better part of a minute
-RATIOS = (
-    (OURS, BARE),
-    (OURS, CONVENTIONAL),
-    (OURS, CONVENTIONAL_BEST),
-    (IN_FP32, CONVENTIONAL),
-    (OURS, EAGER),
-    (OURS, NO_GRAPH),
-    (OURS, NOT_COMPILED),
-    (OURS, NOT_FUSED_BLOCKS),
-    (COMPILED, OURS),
-    *((ours, other) for ours in (OURS, NOT_COMPILED, NOT_FUSED_BLOCKS) for other in PLAIN),
-)
+from bench.measure.timing import Spread, has_room, interleaved, memory_left, ratio, seconds_of
 
+MOST_SLOWDOWN = 8.0  # times as slow: from there on a single step of the library's bf16 takes the better part of a minute
 Report = dict[str, Any]
 
 

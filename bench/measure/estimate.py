@@ -21,6 +21,7 @@ from bench.engine.optimizer import adamw
 from bench.engine.regime import ADDED, EVERYTHING, release, trained_parts
 from bench.engine.step import TrainingStep
 from bench.experiment import Model, Precision, Recipe, Run
+from bench.words import duration
 
 TIMED_STEPS = 3  # after some that warm up; their median
 ENOUGH_SECONDS = 2.0  # of one thing's timing
@@ -145,11 +146,3 @@ class TimeLeft:
             if left:
                 seconds = max(*left, sum(left) / self._places)
                 print(f"{self._count - len(left)} of {self._count} runs, about {duration(seconds)} left", flush=True)
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3 h 20 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

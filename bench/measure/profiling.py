@@ -19,21 +19,20 @@ from typing import Any
 
 import torch
 
-from bench import environment
+from bench import environment, machine
 from bench.engine import network as networks
 from bench.engine.execution import Choices, Execution, choose
 from bench.environment import slug
 from bench.errors import UserError, found_in
 from bench.experiment import Experiment, Model, canonical_json
 from bench.ledger import write_bytes_atomically
+from bench.measure.contents import PROFILE_SCHEMA
 from bench.measure.operators import IDLE
 from bench.measure.recording import Profile, record
 from bench.measure.trace import Breakdown, memory_of_last_step, on_device, on_host
 from bench.profiles import at_profile
 from bench.settings import DEFAULTS, Settings
 from data.sources import SOURCES
-
-SCHEMA = 1
 
 # One experiment for each kind of network; ONLY names others.
 REPRESENTATIVE = (
@@ -61,8 +60,8 @@ def profile_networks(settings: Settings, choices: Choices) -> Iterator[str]:
     Raises:
         UserError: there is no such device, no experiment matches, a file cannot be written, or the earlier summary cannot be read.
     """
-    device = environment.prepared(settings.device)
-    folder = settings.results / "profile" / environment.device_slug(environment.describe(device))
+    device = machine.prepared(settings.device)
+    folder = settings.results / "profile" / environment.device_slug(machine.describe(device))
     summary = folder.with_name(f"{folder.name}.json")
     entries = _entries(summary)
     chosen = distinct_networks(settings)
@@ -71,7 +70,7 @@ def profile_networks(settings: Settings, choices: Choices) -> Iterator[str]:
         name = network_name(experiment.model)
         entry = profile_network(experiment, device, choices, folder / slug(name))
         entries[slug(name)] = entry
-        write_bytes_atomically(summary, canonical_json({"schema": SCHEMA, "networks": entries}).encode())
+        write_bytes_atomically(summary, canonical_json({"schema": PROFILE_SCHEMA, "networks": entries}).encode())
         yield f"\n{number}/{len(chosen)} {name}\n{shown(entry)}"
         gc.collect()
     yield f"\nprofiled {len(chosen)} networks in {time.perf_counter() - started:.0f} s; wrote {summary}"
@@ -97,7 +96,7 @@ def profile_network(experiment: Experiment, device: torch.device, choices: Choic
     return {
         "name": network_name(experiment.model),
         "experiment": experiment.name,
-        "environment": environment.describe(device) | execution.described(),
+        "environment": machine.describe(device) | execution.described(),
         "code": environment.code_state(),
         "batch_size": experiment.recipe.batch_size,
         "precision": experiment.recipe.precision,
@@ -121,7 +120,7 @@ def _broken_down(profile: Profile, device: torch.device) -> Breakdown:
         return on_device(profile.events)
     except ValueError as error:
         raise UserError(
-            f"the profiler's trace: expected kernels of {environment.device_name(device)}, found none ({error}); make sure that "
+            f"the profiler's trace: expected kernels of {machine.device_name(device)}, found none ({error}); make sure that "
             "users of this GPU may read its activity (CUPTI), or set DEVICE=cpu"
         ) from error
 
@@ -210,7 +209,7 @@ def _entries(summary: Path) -> dict[str, Entry]:
         return {}
     try:
         content = json.loads(summary.read_bytes())
-        if content["schema"] != SCHEMA:
+        if content["schema"] != PROFILE_SCHEMA:
             raise ValueError(f"schema {content['schema']!r}")
         return dict(content["networks"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -23,6 +23,7 @@ from bench.engine.optimizer import adamw
 from bench.engine.regime import EVERYTHING, release
 from bench.engine.step import TrainingStep
 from bench.experiment import Experiment
+from bench.measure.contents import DISTURBED
 from bench.measure.loops import MEAN, STD, build, random_images
 from bench.measure.operators import ATTENTION, DEPTHWISE
 from bench.measure.timing import seconds_of, synchronize, warmed_up
@@ -32,9 +33,6 @@ from models.depthwise import DepthwiseConv2d
 
 WARM_UP = 1  # steps under the profiler that it does not record: it slows its first one down
 RECORDED = {"cpu": 2, "cuda": 5}  # steps; two at least, for the memory of the last one
-# Times as long as without the profiler, which costs 1 to 15 % on a CPU: then the shares are of other work too. On CUDA the
-# profiler slows the host alone, not the kernels.
-DISTURBED = 1.25
 MOST_RECORDINGS = 3  # of a disturbed step another is made, and the fastest of them taken
 TIMED_SECONDS = 2  # of steps before, without the profiler
 MOST_TIMED = 20  # steps

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bench import environment
+from bench import environment, machine
 from bench.catalog import find
 from bench.engine.execution import Choices
 from bench.engine.graphs import WARM_UP
@@ -91,4 +91,4 @@ def _train(name: str, device: torch.device, choices: Choices, seconds: float) ->
 if __name__ == "__main__":
     _name, _device, _kept, _seconds, _depthwise, _cuda_graph = sys.argv[1:]
     _choices = Choices(_depthwise, "off", _cuda_graph, Path(_kept) if _kept else None)  # type: ignore[arg-type]
-    _train(_name, environment.prepared(_device), _choices, float(_seconds))
+    _train(_name, machine.prepared(_device), _choices, float(_seconds))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bench import environment, memory
+from bench import environment, machine, memory
 from bench.engine import network as networks
 from bench.engine.evaluate import BATCH as EVALUATION_BATCH
 from bench.engine.execution import Choices, Execution, Measurements
@@ -20,12 +20,12 @@ from bench.engine.graphs import WARM_UP
 from bench.experiment import Experiment
 from bench.measure import loops, roofline
 from bench.measure.comparison import Comparison
+from bench.measure.contents import THROUGHPUT_SCHEMA
 from bench.measure.cost import multiply_adds, training_flops
 from bench.measure.energy import EnergyCounter
 from bench.measure.sharing import shared_speeds
 from bench.measure.timing import Spread, has_room, interleaved, memory_in_use, seconds_of, warmed_up
 
-SCHEMA = 1
 BATCH_SIZES = {"cpu": (64, 128, 256), "cuda": (128, 512, 2048)}
 
 TOO_SLOW_TO_SEARCH = 3.0  # seconds of a step
@@ -74,7 +74,7 @@ class Bench:
             families: by the name that the tables give them.
         """
         started = time.perf_counter()
-        environment.make_deterministic()
+        machine.make_deterministic()
         self._say("peak of matrix products and copies")
         peak = roofline.measured_peak(self._device)
         rows = self.networks(families, peak)
@@ -83,12 +83,12 @@ class Bench:
         ends = self._began + self._least_seconds
         compared = comparison.of(headline, window_seconds=self._window_seconds, windows=self._windows, ends=ends)
         return {
-            "schema": SCHEMA,
+            "schema": THROUGHPUT_SCHEMA,
             "code": environment.code_state(),
-            "environment": environment.describe(self._device),
+            "environment": machine.describe(self._device),
             "settings": {"windows": self._windows, "window_seconds": self._window_seconds, "images": loops.IMAGES},
             "peak": peak,
-            "vendor_peak": roofline.vendor_peak(environment.device_name(self._device)),
+            "vendor_peak": roofline.vendor_peak(machine.device_name(self._device)),
             "loops": compared,
             "families": rows,
             "sharing": sharing,

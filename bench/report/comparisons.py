@@ -13,7 +13,7 @@ from bench.report.environments import unlike_pairs
 from bench.report.paired import Paired, compare
 from bench.report.rows import Row, accuracy_differences
 from data.sources import SOURCES
-from models.convnext import Site
+from models.description import Site
 
 # The study calls a spread of 0.23 points marginal and differences of a few tenths negligible.
 MARGIN = 0.3

@@ -8,7 +8,6 @@ but what a seed does to both no longer cancels, so whoever shows the difference 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bench.engine.execution import Execution
 from bench.environment import device_in_words
 from bench.experiment import canonical_json
 from bench.ledger import Record
@@ -21,7 +20,15 @@ MARKED = (
     "*Machines*."
 )
 
-REFERENCE = {"blocks": "layers"} | Execution().described()  # the mode of records from before a choice was there
+REFERENCE = {  # the mode of records from before a choice was there
+    "blocks": "layers",
+    "depthwise": "convolution",
+    "patches": "convolution",
+    "attention": "fused",
+    "bf16": "units",
+    "compiled": False,
+    "cuda_graph": False,
+}
 SWITCHES = ("bf16", "compiled", "cuda_graph")
 # Methods are chosen for the layers of a network: they can be compared where these parts of the models are the same.
 METHODS = {

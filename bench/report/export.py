@@ -9,8 +9,8 @@ from typing import Any
 
 from bench.experiment import canonical_json
 from bench.ledger import Record
+from bench.report.cells import Line
 from bench.report.rows import Found, weights_name
-from bench.report.tables import Line
 
 FINAL = ("best_test", "last_test", "best_validation", "test_at_best_validation")
 SITES = ("P2", "P3")

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.catalog import EXPERIMENTS
 from bench.errors import UserError, found_in
-from bench.measure.throughput import SCHEMA
+from bench.measure.contents import THROUGHPUT_SCHEMA
 from bench.schema import BF16, COUNT, FLAG, LIST, OBJECT, POSITIVE, TEXT, Field, Kind, faults_in
 from bench.settings import is_count
 
@@ -123,8 +123,10 @@ def read_report(path: Path) -> Report:
         raise UserError(
             f"{path}: expected a throughput measurement, found {found_in(error)}; `make bench-throughput` writes one"
         ) from error
-    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
-        raise UserError(f"{path}: expected a throughput measurement of schema {SCHEMA}; make one with `make bench-throughput`")
+    if not isinstance(report, dict) or report.get("schema") != THROUGHPUT_SCHEMA:
+        raise UserError(
+            f"{path}: expected a throughput measurement of schema {THROUGHPUT_SCHEMA}; make one with `make bench-throughput`"
+        )
     for fault in faults_in(report, [*((field, False) for field in FIELDS), *((field, True) for field in IN_NEWER_FILES)]):
         raise UserError(f"{path}: expected a throughput measurement; {fault}; make it again with `make bench-throughput`")
     return report

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from bench.catalog import EXPERIMENTS
 from bench.environment import device_in_words
 from bench.ledger import Record
-from bench.measure.estimate import duration
 from bench.profiles import PROFILES
 from bench.report.claims import CLAIMS, Judgement, judge_all
 from bench.report.comparisons import ANYWHERE, accuracy, examine
 from bench.report.rows import Found, Row, mean_and_deviation, rows_of
 from bench.report.verdicts import figure, figures, heading
+from bench.words import duration
 
 QUESTION = """\
 # Results

@@ -9,23 +9,14 @@ from bench.environment import device_in_words
 from bench.ledger import Record
 from bench.profiles import PROFILES
 from bench.provenance import locked_instead, torch_version
+from bench.report.cells import Line, commit, percent, table
 from bench.report.decisions import DECISIONS
+from bench.report.figures.pictures import pictures
 from bench.report.opening import opening
 from bench.report.reproduce import NOTE as REPRODUCE
 from bench.report.reproduce import commands
 from bench.report.rows import Found, Row, rows_of, weights_name
-from bench.report.tables import (
-    SELECTIONS,
-    Line,
-    accuracy_lines,
-    commit,
-    marked_table,
-    ours,
-    paired,
-    percent,
-    recipe_line,
-    table,
-)
+from bench.report.tables import SELECTIONS, accuracy_lines, marked_table, ours, paired, recipe_line
 from bench.report.throughput import throughput_section
 from bench.report.times import TIME_NOTE, time_line
 from bench.report.verdicts import METHOD, claims_section
@@ -205,11 +196,9 @@ def _backbones(profile: str, found: Sequence[Found]) -> list[str]:
 
 def _figures(results: Path, folder: Path) -> str:
     """The figures that `make figures` has drawn for this ledger."""
-    from bench.report.figures import pictures  # matplotlib takes a second to import, and only this section wants it
-
     shown = [
-        f"### {picture.title}{f' (profile `{picture.profile}`)' if picture.profile else ''}\n\n"
-        f"![{picture.title}]({_relative(picture.svg, folder)})\n\n{picture.caption}\n"
+        f"### {picture.words.title}{f' (profile `{picture.profile}`)' if picture.profile else ''}\n\n"
+        f"![{picture.words.title}]({_relative(picture.svg, folder)})\n\n{picture.words.caption}\n"
         for picture in pictures(results)
     ]
     return "\n".join(["## Figures\n\nDrawn by `make figures` from the records.\n", *shown]) if shown else ""

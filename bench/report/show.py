@@ -9,12 +9,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.engine.evaluate import accuracy
 from bench.errors import UserError
-from bench.ledger import Ledger, Record, read_record
+from bench.ledger import Ledger, Record, accuracy, read_record
+from bench.report.cells import commit
 from bench.report.export import FINAL
 from bench.report.rows import Found
-from bench.report.tables import commit
 
 MISSING = "—"
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a Braille character, by line and column

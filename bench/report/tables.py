@@ -2,18 +2,12 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from tabulate import tabulate
 
 from bench.experiment import Experiment
-from bench.ledger import Record
-from bench.provenance import shown
+from bench.report.cells import Line, attention_name, model_name, percent, table
 from bench.report.environments import MARK, MARKED, unlike, unlike_pairs
 from bench.report.paired import compare
 from bench.report.rows import Row, accuracy_differences, mean_and_deviation
-
-Line = dict[str, Any]
 
 SELECTIONS = {
     "best_test": "best test",
@@ -22,31 +16,10 @@ SELECTIONS = {
 }
 
 
-def table(lines: Sequence[Line]) -> str:
-    """Markdown; columns without any content are left out."""
-    used = used_columns(lines)
-    return tabulate(
-        [{column: _on_one_line(line[column]) for column in used} for line in lines],
-        headers="keys",
-        tablefmt="github",
-        disable_numparse=True,
-    )
-
-
-def _on_one_line(cell: object) -> str:
-    """A cell that ends neither itself nor its row: a record may hold any text, as that of an error."""
-    return " ".join(str(cell).splitlines()).replace("|", "\\|")
-
-
 def marked_table(lines: Sequence[Line]) -> str:
     """The same, with the meaning of the mark below where one of the cells has it."""
     text = table(lines)
     return f"{text}\n\n{MARKED}" if MARK in text else text
-
-
-def used_columns(lines: Sequence[Line]) -> list[str]:
-    """The columns in which any line has content."""
-    return [column for column in (lines[0] if lines else {}) if any(line[column] != "" for line in lines)]
 
 
 # ---- accuracy ----------------------------------------------------------------------------------------------------------
@@ -130,24 +103,6 @@ def recipe_line(experiment: Experiment) -> Line:
     }
 
 
-# ---- cells ---------------------------------------------------------------------------------------------------------------
-
-
-def model_name(experiment: Experiment) -> str:
-    """The family, with its stem where it has one."""
-    stem = f", {experiment.model.stem} stem" if experiment.model.stem else ""
-    return f"{experiment.model.family}{stem}"
-
-
-def attention_name(experiment: Experiment) -> str:
-    """Kind, heads and sites; empty without attention."""
-    attention = experiment.model.attention
-    if attention is None:
-        return ""
-    heads = f", {attention.heads} head{'s' if attention.heads > 1 else ''}" if attention.kind == "mhsa" else ""
-    return f"{attention.kind}{heads} at {' and '.join(experiment.model.sites or ())}"
-
-
 def paired(row: Row, compared: Mapping[tuple[str, str | None], Row], name: str | None) -> str:
     """Mean difference over the seeds that both rows have, from the same initial weights; empty where there are none.
 
@@ -171,13 +126,3 @@ def ours(row: Row) -> str:
     parts = [f"{mean_and_deviation(row.accuracies(row.experiment.selection))}{mark}"]
     parts += [f"{row.failures.count(status)} {status}" for status in dict.fromkeys(row.failures)]
     return ", ".join(part for part in parts if part)
-
-
-def percent(value: float | None) -> str:
-    """Two decimals, or nothing."""
-    return "" if value is None else f"{value:.2f}"
-
-
-def commit(record: Record) -> str:
-    """The first digits of the commit, marked where the tree differed from it."""
-    return shown(record["code"])

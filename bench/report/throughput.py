@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.catalog import EXPERIMENTS, find
-from bench.engine.execution import BATCH, FASTER_BY
+from bench.engine.thresholds import BATCH, FASTER_BY
 from bench.environment import device_in_words
-from bench.measure.comparison import LOOPS, RATIOS
+from bench.measure.contents import LOOPS, RATIOS
 from bench.provenance import shown
+from bench.report.cells import attention_name, model_name, table
 from bench.report.measurements import NETWORKS, PARTIAL, Report, read_reports
-from bench.report.tables import attention_name, model_name, table
 
 PAIRS = [f"{one} / {other}" for one, other in RATIOS]
 NOTE = """\

@@ -3,9 +3,9 @@
 import statistics
 
 from bench.environment import device_in_words
+from bench.report.cells import Line
 from bench.report.environments import REFERENCE, made_alike
 from bench.report.rows import Row
-from bench.report.tables import Line
 from bench.report.throughput import mode
 
 TIME_NOTE = (

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from bench.report.cells import Line, table
 from bench.report.claims import Claim, Judgement, Part, judge_all
 from bench.report.comparisons import CLOSE, MARGIN, OPEN_GATE, Comparison, Obstacle, Outcome, Unit
 from bench.report.paired import LEVEL
 from bench.report.rows import Row
-from bench.report.tables import Line, table
 
 # Standard error, in points, of the difference of two accuracies on the same 10,000 images of which 1,000 are right in one only.
 SAMPLING = 100 * math.sqrt(1_000) / 10_000

@@ -9,11 +9,10 @@ from typing import Any
 from bench.catalog import EXPERIMENTS
 from bench.environment import device_in_words
 from bench.errors import UserError, found_in
+from bench.measure.contents import DISTURBED, PROFILE_SCHEMA
 from bench.measure.operators import ATTENTION, BOOKKEEPING, COMPILED, COPY, DEPTHWISE, ELEMENTWISE, IDLE, KINDS, OPTIMIZER, OTHER
-from bench.measure.profiling import SCHEMA
-from bench.measure.recording import DISTURBED
 from bench.provenance import shown
-from bench.report.tables import Line, table
+from bench.report.cells import Line, table
 from bench.report.throughput import mode
 
 Entry = dict[str, Any]
@@ -58,7 +57,7 @@ def where_time_goes(profiles: Path, folder: Path) -> str:
 def _device_section(path: Path, folder: Path) -> str:
     try:
         content = json.loads(path.read_bytes())
-        if content["schema"] != SCHEMA or not content["networks"]:
+        if content["schema"] != PROFILE_SCHEMA or not content["networks"]:
             raise ValueError(f"schema {content['schema']!r} with {len(content['networks'])} networks")
         entries = sorted(content["networks"].values(), key=_place)
         text = [
@@ -68,7 +67,8 @@ def _device_section(path: Path, folder: Path) -> str:
         return "\n".join([*text, *(f"{paragraph(entry)}\n" for entry in entries)])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         raise UserError(
-            f"{path}: expected a summary of profiles of schema {SCHEMA}, found {found_in(error)}; delete it and run `make profile`"
+            f"{path}: expected a summary of profiles of schema {PROFILE_SCHEMA}, found {found_in(error)}; "
+            "delete it and run `make profile`"
         ) from error
 
 

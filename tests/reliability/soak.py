@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from bench import memory
-from bench.grid import plan, work_through
+from bench.grid import work_through
+from bench.runs import plan
 from bench.settings import DEFAULTS, settings
 
 ONLY = "cifar100/E1_P2_F0 fashion_mnist/baseline"

@@ -9,18 +9,13 @@ from matplotlib.lines import Line2D
 
 from bench.engine.regime import EVERYTHING, RELEASED
 from bench.report.figures.labels import Label, label_points, settle
+from bench.report.figures.pictures import OF_RECORDS
 from bench.report.figures.scope import NothingToDraw, Scope, deviation, network_name, note_of, timed, usual_device
 from bench.report.figures.style import BLUE, GREEN, INK, PANEL, QUIET, SMALL, VERMILION, head, log_axis, new_figure
 from bench.report.rows import Row
 
-TITLE = "What accuracy costs"
-CAPTION = (
-    "Rows that train the whole network in the end, each with the accuracy that the study's rule selects; open markers "
-    "started from random weights. Images per second are those of the evaluation passes of the runs themselves, forward "
-    "only, on one device, which other work may have shared. Where a profile trains networks on different numbers of images, "
-    "these stand in brackets, and only accuracies on equally many are comparable. With several seeds: means, and bars of one "
-    "standard deviation to each side."
-)
+TITLE = OF_RECORDS["accuracy_cost"].title
+
 
 DATASETS = {"cifar100": "CIFAR-100", "fashion_mnist": "Fashion-MNIST"}
 COLOURS = {"no attention": INK, "gated self-attention": BLUE, "SE, ECA, CBAM, spatial": GREEN, "ViT, Mixer": VERMILION}

@@ -16,17 +16,14 @@ from bench.catalog import find
 from bench.engine import network as networks
 from bench.engine.device_data import SIDE
 from bench.experiment import Model
+from bench.report.figures.pictures import OF_NO_RECORDS
 from bench.report.figures.style import INK, LARGE, MEDIUM, QUIET, SITE_COLOURS, SMALL, new_figure
 from data.sources import SOURCES
 from models.attention import Gated
 from models.convnext import SITES
 
-TITLE = "ConvNeXt-Tiny and where attention is inserted"
-CAPTION = (
-    "Stages with their blocks, channels and parameters, and the map that a 32x32 image has become after each, with the "
-    "default stem and with the CIFAR stem. A gated self-attention sees the map of P2, of P3, or of both: its tokens are the "
-    "cells."
-)
+TITLE = OF_NO_RECORDS["architecture"].title
+
 
 SHOWN = {"default stem": "cifar100/A_dual", "CIFAR stem": "cifar100/stem_dual"}  # both have attention at both sites
 

@@ -16,16 +16,15 @@ from torchvision.models import ConvNeXt
 
 import data
 from bench.engine.checkpoint import CheckpointFolder
-from bench.engine.evaluate import accuracy
 from bench.engine.execution import Execution
 from bench.engine.train import best_epoch, build_network, put_on_device, selecting_split, sha256_of_weights
-from bench.environment import choose_device
 from bench.errors import UserError
 from bench.experiment import Run, Weights, canonical_json
-from bench.ledger import Record, write_bytes_atomically
+from bench.ledger import Record, accuracy, write_bytes_atomically
+from bench.machine import choose_device
 from bench.report.figures.examples import RULE, Example, examine
 from bench.report.figures.scope import Scope
-from models import read_state_dict
+from models.weights import read_state_dict
 
 SCHEMA = 1
 EXPERIMENT = "cifar100/stem_dual"  # with the default stem the maps are 4x4 and 2x2, too coarse to show anything
@@ -65,7 +64,7 @@ def write_missing(scope: Scope, *, results: Path, datasets: Path, device: str, i
 
     Args:
         images: whether the file is to hold the images.
-        device: where the network runs, as :func:`bench.environment.choose_device` takes it.
+        device: where the network runs, as :func:`bench.machine.choose_device` takes it.
 
     Raises:
         UserError: the weights are not those of the record, or a file cannot be read or written.

@@ -11,15 +11,11 @@ from torch.nn import functional
 
 from bench.report.figures.attention_file import Examined
 from bench.report.figures.examples import Example
+from bench.report.figures.pictures import OF_RECORDS
 from bench.report.figures.style import INK, LARGE, MEDIUM, QUIET, SITE_COLOURS, SMALL, WIDTH, new_figure
 
-TITLE = "CIFAR-100: what the attention blocks of the dual model look at (CIFAR stem)"
-CAPTION = (
-    "For each test image the attention that each position receives, averaged over heads and queries, as a multiple of what "
-    "it would receive if all were alike: the map of P2 (8x8) beside that of P3 (4x4), each also upsampled, and laid over the "
-    "image where that is shown. One colour scale for all maps, from none to the most attention among them, by its square root, "
-    "for a few positions receive most of it. Above each example its class, and the prediction with its confidence."
-)
+TITLE = OF_RECORDS["attention_maps"].title
+
 
 COLOURS = colormaps["viridis"]  # even steps of lightness, for every kind of colour vision
 OPACITY = 0.55  # of a map over its image

@@ -5,16 +5,14 @@ import statistics
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bench.report.cells import percent
+from bench.report.figures.pictures import OF_RECORDS
 from bench.report.figures.scope import NothingToDraw, Scope, accuracy_label, deviation, note_of, short
 from bench.report.figures.style import FAINT, INK, PURPLE, QUIET, SITE_COLOURS, SMALL, head, new_figure
 from bench.report.rows import Row
-from bench.report.tables import percent
 
-TITLE = "CIFAR-100: two attention blocks (A) against one and none"
-CAPTION = (
-    "Dots are seeds; the bar is their mean, the line one standard deviation to each side. The control had the schedule of "
-    "the attention rows. A diamond is the study's number, shown only for rows with the study's budget and initial weights."
-)
+TITLE = OF_RECORDS["dual"].title
+
 
 ROWS = {
     "baseline": "no attention, all from epoch 1",

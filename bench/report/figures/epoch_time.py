@@ -11,20 +11,15 @@ from bench.catalog import find
 from bench.environment import device_in_words
 from bench.experiment import Experiment
 from bench.ledger import Record
+from bench.report.figures.pictures import OF_RECORDS
 from bench.report.figures.scope import NothingToDraw, Scope, network_name, note_of, timed, usual_device
 from bench.report.figures.style import BLUE, FAINT, INK, SMALL, head, log_axis, new_figure
 from bench.report.measurements import read_reports
 from bench.report.rows import Row
 from data.sources import SOURCES
 
-TITLE = "CIFAR-100: time of an epoch"
-CAPTION = (
-    "Seconds to train once on 50,000 images, evaluation apart: the median over the epochs in which the whole network "
-    "trains, of all runs of a network on one device, and a line through the middle eight tenths of them: the first epoch of a "
-    "run may hold a minute of compiling. Taken from the runs themselves: epochs on fewer images are scaled up, and other work may "
-    "have shared the machine. A tick is the roofline, "
-    "where `make bench-throughput` was run on the same device."
-)
+TITLE = OF_RECORDS["epoch_time"].title
+
 
 IMAGES = SOURCES["cifar100"].spec.train.count
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from bench.report.figures.write import pictures
+from bench.report.figures.pictures import pictures
 
 
 def write_events(results: Path) -> Path:

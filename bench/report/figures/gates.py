@@ -4,18 +4,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.report.figures.labels import Label, label_ends, settle
+from bench.report.figures.pictures import OF_RECORDS
 from bench.report.figures.scope import NothingToDraw, Scope, note_of, short
 from bench.report.figures.series import curve, epoch_axis, gate_label, gates, mark_switches
 from bench.report.figures.style import FAINT, SITE_COLOURS, head, new_figure
 from bench.report.rows import Row
 
-TITLE = "The gate α of every attention block"
-CAPTION = (
-    "Alpha starts at 0, where a block does nothing, and is one number for each block: blue at P2, vermilion at P3. Panels "
-    "with self-attention only have one scale. The dashed line is where the regime releases more parameters. With several "
-    "seeds: mean, and a band of one standard deviation to each side; |α| marks the size of gates that end on either side of 0, "
-    "whose sign is chance."
-)
+TITLE = OF_RECORDS["gates"].title
+
 
 COLUMNS = 3
 Group = tuple[str, int]  # a table of the study, and at how many sites its rows have attention

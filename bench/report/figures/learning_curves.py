@@ -3,20 +3,16 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.engine.evaluate import accuracy
+from bench.ledger import accuracy
 from bench.report.figures.labels import Label, label_ends, settle
+from bench.report.figures.pictures import OF_RECORDS
 from bench.report.figures.scope import NothingToDraw, Scope, note_of, short
 from bench.report.figures.series import by_epoch, curve, epoch_axis, gate_label, gates, mark_switches
 from bench.report.figures.style import FAINT, QUIET, SITE_COLOURS, head, new_figure
 from bench.report.rows import Row
 
-TITLE = "CIFAR-100: learning curves of one attention block under three regimes"
-CAPTION = (
-    "Test accuracy by epoch of E1 to E6, and below their gates; thin and grey, the row without attention under the same "
-    "regime. The dashed line is where the regime releases more parameters; F0 releases none. With several seeds: mean, and "
-    "a band of one standard deviation to each side; |α| marks the size of gates that end on either side of 0, whose sign is "
-    "chance."
-)
+TITLE = OF_RECORDS["learning_curves"].title
+
 
 REGIMES = {
     "F0: backbone frozen": ("baseline_F0", "E1_P2_F0", "E4_P3_F0"),

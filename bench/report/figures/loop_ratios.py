@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from bench.environment import device_in_words
-from bench.measure.comparison import (
+from bench.measure.contents import (
     BARE,
     CONVENTIONAL,
     CONVENTIONAL_BEST,
@@ -15,17 +15,13 @@ from bench.measure.comparison import (
     OURS,
     REFERENCE_DEPTHWISE,
 )
+from bench.report.figures.pictures import OF_NO_RECORDS
 from bench.report.figures.scope import NothingToDraw
 from bench.report.figures.style import BLUE, FAINT, INK, QUIET, SMALL, head, log_axis, new_figure
 from bench.report.measurements import PARTIAL, read_reports
 
-TITLE = "Our loop beside others"
-CAPTION = (
-    "How many times as fast our training loop is as another on the same device, both on ConvNeXt-Tiny with its own stem in batches "
-    "of 128: the median over turns, and a line from the lowest to the highest. The bare step is the limit of every loop around it; "
-    "the conventional loops are those of torchvision's and timm's training scripts; the reference depthwise convolution is the "
-    "library's. From `make bench-throughput`; parts of a measurement are left out."
-)
+TITLE = OF_NO_RECORDS["loop_ratios"].title
+
 SHOWN = {
     f"{OURS} / {BARE}": "the bare step",
     f"{OURS} / {EAGER}": "eager on device-resident tensors",

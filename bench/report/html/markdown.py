@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
 
-from bench.report.tables import Line, used_columns
+from bench.report.cells import Line, used_columns
 
 _INLINE = re.compile(
     r"`(?P<code>[^`]+)`"

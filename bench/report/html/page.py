@@ -13,15 +13,17 @@ from urllib.parse import quote
 
 from bench.ledger import Record
 from bench.profiles import PROFILES
+from bench.report.cells import Line, percent
 from bench.report.claims import Judgement, judge_all
 from bench.report.environments import MARK, MARKED
 from bench.report.export import FINAL
+from bench.report.figures.pictures import pictures
 from bench.report.html import markdown
 from bench.report.html.svg import inlined
 from bench.report.opening import opening
 from bench.report.results import RECIPE_NOTE, RECORDS_NOTE, decisions, how_to_read, machines, profile_note, record_lines
 from bench.report.rows import Found, Row, rows_of
-from bench.report.tables import Line, accuracy_lines, percent, recipe_line
+from bench.report.tables import accuracy_lines, recipe_line
 from bench.report.throughput import throughput_section
 from bench.report.times import TIME_NOTE, time_line
 from bench.report.verdicts import COMPARISON_NOTE, comparison_lines, grouped, heading, verdict_lines
@@ -169,14 +171,12 @@ def _folded(summary: str, content: str) -> str:
 
 
 def _figures(results: Path) -> str:
-    from bench.report.figures import pictures  # matplotlib takes a second to import
-
     letters: set[str] = set()
     shown = [
-        f'<figure>\n<div class="scroll" tabindex="0" role="region" aria-label="{escape(picture.title)}">'
-        f"{inlined(picture.svg.read_text(), f'f{number}-', picture.title, letters)}</div>\n"
-        f"<figcaption><strong>{escape(picture.title)}{f' ({picture.profile})' if picture.profile else ''}.</strong> "
-        f"{markdown.inline(picture.caption)}</figcaption>\n</figure>"
+        f'<figure>\n<div class="scroll" tabindex="0" role="region" aria-label="{escape(picture.words.title)}">'
+        f"{inlined(picture.svg.read_text(), f'f{number}-', picture.words.title, letters)}</div>\n"
+        f"<figcaption><strong>{escape(picture.words.title)}{f' ({picture.profile})' if picture.profile else ''}.</strong> "
+        f"{markdown.inline(picture.words.caption)}</figcaption>\n</figure>"
         for number, picture in enumerate(pictures(results), 1)
     ]
     return "\n".join(['<h2 id="figures">Figures</h2>', *shown]) if shown else ""
