@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import data
 from bench import environment, machine, memory, stopping
@@ -259,7 +260,7 @@ def _attempt(
 ) -> dict[str, Any]:
     dataset = _dataset(run.experiment.dataset, settings.datasets)
     classes = len(dataset.classes)
-    initial = read_state_dict(_weights_file(settings)) if run.weights else None
+    initial = _state_dict(_weights_file(settings)) if run.weights else None
     splits = put_on_device(run, dataset, device)
     network = build_network(run, classes, initial, device)
     recipe = run.experiment.recipe
@@ -347,6 +348,11 @@ def _failure(status: str, error: BaseException | None) -> dict[str, Any]:
 @functools.cache
 def _dataset(name: str, root: Path) -> data.Dataset:
     return data.load(name, root)
+
+
+@functools.cache
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    return read_state_dict(path)  # of which every run takes copies
 
 
 def _weights_file(settings: Settings) -> Path:

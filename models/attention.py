@@ -16,7 +16,7 @@ Letters in shapes: N images, C channels, H and W sides of the map, L = H*W token
 Means and maxima are taken over axes, not by adaptive pooling, whose backward pass is not deterministic on CUDA.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.description import Attention, Kind
-from models.shapes import calls
+from models.shapes import Call
 
 AttentionMethod = Literal["fused", "products"]
 
@@ -143,9 +143,9 @@ class AttentionLayer(NamedTuple):
     width: int  # of a head
 
 
-def attention_layers(network: nn.Module, *, side: int = 32) -> set[AttentionLayer]:
-    """Every self-attention of a network, for images of ``side`` pixels."""
-    shapes = [call.given for call in calls(network, lambda layer: isinstance(layer, ScaledDotProduct), side=side)]
+def attention_layers(seen: Iterable[Call]) -> set[AttentionLayer]:
+    """Every self-attention among the calls of a network's."""
+    shapes = [call.given for call in seen if isinstance(call.layer, ScaledDotProduct)]
     return {AttentionLayer(tokens, heads, width) for _, heads, tokens, width in shapes}
 
 

@@ -18,14 +18,14 @@ gradient of zero.
 - ``triton``: kernels for CUDA, :mod:`models.depthwise_triton`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.shapes import calls
+from models.shapes import Call
 
 Method = Literal["convolution", "pairs", "matrix", "triton"]
 Computation = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # of x, weight, bias and joining taps
@@ -88,9 +88,9 @@ def use_methods(network: nn.Module, methods: Mapping[int, Method]) -> int:
     return len(found)
 
 
-def depthwise_maps(network: nn.Module, *, side: int = 32) -> set[tuple[int, int]]:
-    """Side and channels of every square map that a fitting depthwise convolution sees, for images of ``side`` pixels."""
-    shapes = [call.gave for call in calls(network, lambda layer: isinstance(layer, nn.Conv2d) and _fits(layer), side=side)]
+def depthwise_maps(seen: Iterable[Call]) -> set[tuple[int, int]]:
+    """Side and channels of every square map that a fitting depthwise convolution sees, among the calls of a network's."""
+    shapes = [call.gave for call in seen if isinstance(call.layer, nn.Conv2d) and _fits(call.layer)]
     return {(columns, channels) for _, channels, _, columns in shapes}
 
 

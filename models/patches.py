@@ -10,12 +10,13 @@ the backward pass of a convolution, which on small maps is far slower: on two CP
 of the last downsampling layer, 2x2 on a 2x2 map with 384 channels, fall from 56 ms to 11, of the one before it from 22 to 8.
 """
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.shapes import calls
+from models.shapes import Call
 
 PatchMethod = Literal["convolution", "matrix"]
 
@@ -63,14 +64,12 @@ def compute_patches_by(network: nn.Module, method: PatchMethod) -> int:
     return len(found)
 
 
-def patch_layers(network: nn.Module, *, side: int = 32) -> set[PatchLayer]:
-    """Every convolution over patches on a square map, for images of ``side`` pixels."""
+def patch_layers(seen: Iterable[Call]) -> set[PatchLayer]:
+    """Every convolution over patches on a square map, among the calls of a network's convolutions."""
     layers: set[PatchLayer] = set()
-    for _, layer, given, gave in calls(network, lambda layer: isinstance(layer, nn.Conv2d) and takes_patches(layer), side=side):
-        assert isinstance(layer, nn.Conv2d)
-        _, channels, rows, columns = given
-        if rows == columns:
-            layers.add(PatchLayer(side=rows, channels=channels, width=gave[1], patch=layer.kernel_size[0]))
+    for _, layer, given, gave in seen:
+        if isinstance(layer, nn.Conv2d) and takes_patches(layer) and given[2] == given[3]:
+            layers.add(PatchLayer(side=given[2], channels=given[1], width=gave[1], patch=layer.kernel_size[0]))
     return layers
 
 

@@ -1,7 +1,6 @@
 """The shapes that the layers of a network see."""
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -18,8 +17,8 @@ class Call(NamedTuple):
     gave: torch.Size
 
 
-def calls(network: nn.Module, of: Callable[[nn.Module], bool], *, side: int = 32) -> list[Call]:
-    """Every call, in order, of the layers that ``of`` chooses, for an image ``[1, 3, side, side]``.
+def calls(network: nn.Module, *kinds: type[nn.Module], side: int = 32) -> list[Call]:
+    """Every call, in order, of the layers of these kinds, for an image ``[1, 3, side, side]``.
 
     The forward pass is that of a copy, with the same weights: on the meta device if they lie there, else on the CPU, which computes
     an image in less time than Python takes to find the shapes alone.
@@ -35,7 +34,7 @@ def calls(network: nn.Module, of: Callable[[nn.Module], bool], *, side: int = 32
         found.append(Call(name, layer, inputs[0].shape, output.shape))
 
     for name, layer in network.named_modules():
-        if of(layer):
+        if isinstance(layer, kinds):
             layer.register_forward_hook(partial(note, name))
     with torch.no_grad():
         network(torch.zeros(1, 3, side, side, device=device))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from bench.engine.execution import layers_of
 from models import attention, convnext, vit
 from models.convnext import convnext_tiny
 from models.description import Attention, Kind
@@ -131,7 +132,7 @@ def test_the_self_attention_of_every_family() -> None:
     }
     images = draw(2, 3, 32, 32, dtype=torch.float64)
     for name, (network, layers) in expected.items():
-        assert attention.attention_layers(network) == layers, name
+        assert attention.attention_layers(layers_of(network)) == layers, name
         network.double().eval()
         keys, plain = list(network.state_dict()), network(images)
         assert attention.compute_attention_by(network, "products") == len(layers) * (2 if name == "vit" else 1), name

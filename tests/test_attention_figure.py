@@ -111,19 +111,17 @@ def test_examples_are_the_networks_own(small_split: DeviceSplit) -> None:
 # ---- attention: from a run to the picture -----------------------------------------------------------------------------
 
 
-def small_with_attention(model: Model, classes: int) -> nn.Module:
-    """The small network with a stem of stride 2, as the CIFAR stem, and the model's attention."""
-    assert model.attention and model.sites
+def small_with_cifar_stem(model: Model, classes: int) -> nn.Module:
+    """The small network with a stem of stride 2, as the CIFAR stem."""
     network = small_network(classes)
     network.features[0][0].stride, network.features[0][0].padding = (2, 2), (1, 1)
-    insert_attention(network, dict.fromkeys(model.sites, model.attention))
     return network
 
 
 @pytest.fixture
 def smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Scope, Path]:
     """A run of stem_dual under the smoke profile, trained for real but on the small network, with its best.pt."""
-    monkeypatch.setitem(networks.FAMILIES, "convnext_tiny", networks.Family(small_with_attention, convnext.part_of))
+    monkeypatch.setitem(networks.FAMILIES, "convnext_tiny", networks.Family(small_with_cifar_stem, convnext.part_of))
     results = tmp_path / "trained"
     run = Run(experiment=at_profile(find(attention_file.EXPERIMENT), "smoke"), profile="smoke", seed=0)
     chosen = {"profile": "smoke", "device": "cpu", "results": str(results), "depthwise": "reference"}

@@ -23,7 +23,7 @@ from bench.catalog import find
 from bench.engine import execution, ranks
 from bench.engine.checkpoint import CheckpointFolder
 from bench.engine.device_data import DeviceSplit, draw_epoch
-from bench.engine.execution import COMPILE_FROM_STEPS, TIMED, Choices, Execution, Measurements, choose
+from bench.engine.execution import COMPILE_FROM_STEPS, TIMED, Choices, Execution, Measurements, choose, layers_of
 from bench.engine.network import FAMILIES
 from bench.engine.optimizer import adamw
 from bench.engine.step import TrainingStep
@@ -321,8 +321,8 @@ def test_measurements_are_kept_and_shared(tmp_path: Path, monkeypatch: pytest.Mo
     kept = tmp_path / "deep" / "measured.json"
     first = choose(small_network(), "bf16", CPU, Choices(kept=kept), steps=1)
     (by_key,) = json.loads(kept.read_text()).values()
-    depthwise = {f"depthwise {s}x{s}x{w}" for s, w in depthwise_maps(small_network())}
-    patches = {f"patches {k}x{k} of {s}x{s}x{c} to {w}" for s, c, w, k in patch_layers(small_network())}
+    depthwise = {f"depthwise {s}x{s}x{w}" for s, w in depthwise_maps(layers_of(small_network()))}
+    patches = {f"patches {k}x{k} of {s}x{s}x{c} to {w}" for s, c, w, k in patch_layers(layers_of(small_network()))}
     arithmetic = "bf16" if first.bf16 == "units" else "fp32"
     assert set(by_key) == {"bf16"} | {f"{layer} {arithmetic}" for layer in depthwise | patches}
     for times in by_key.values():  # whatever was measured, from now on it is what the file says
@@ -440,8 +440,8 @@ def test_the_mode_in_words() -> None:
 @pytest.mark.parametrize(("stem", "sides"), [("default", {1, 2, 4, 8}), ("cifar", {2, 4, 8, 16})])
 def test_maps_of_depthwise_convolutions(stem: str, sides: set[int]) -> None:
     network = convnext_tiny(classes=10, stem=stem)  # type: ignore[arg-type]
-    assert depthwise_maps(network) == set(zip(sorted(sides, reverse=True), (96, 192, 384, 768), strict=True))
-    assert depthwise_maps(vit(classes=10)) == set()
+    assert depthwise_maps(layers_of(network)) == set(zip(sorted(sides, reverse=True), (96, 192, 384, 768), strict=True))
+    assert depthwise_maps(layers_of(vit(classes=10))) == set()
 
 
 def test_a_real_network_trains_in_every_mode(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from bench.catalog import find
 from bench.engine import execution, parity
 from bench.engine import network as networks
 from bench.engine.evaluate import BATCH
-from bench.engine.execution import Execution, Measurements
+from bench.engine.execution import Execution, Measurements, layers_of
 from bench.engine.parity import EVALUATED, fused_blocks_agree
 from models import fused_triton
 from tests.conftest import small_network
@@ -90,7 +90,7 @@ def test_the_faster_blocks_are_chosen(
     fused: float, chosen: str, measurements: Measurements, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measurements, "_of_blocks", lambda *_: {"layers": 2.0, "fused": fused})
-    assert measurements.blocks(small_network(), Execution(), "bf16") == chosen
+    assert measurements.blocks(small_network(), [], Execution(), "bf16") == chosen
 
 
 def test_blocks_that_fail_are_not_used(measurements: Measurements, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_blocks_that_fail_are_not_used(measurements: Measurements, monkeypatch: 
 
     monkeypatch.setattr(measurements, "_of_blocks", fail)
     with pytest.warns(UserWarning, match=r"layer by layer, fused they fail on this GPU: their gradients"):
-        assert measurements.blocks(small_network(), Execution(), "bf16") == "layers"
+        assert measurements.blocks(small_network(), [], Execution(), "bf16") == "layers"
     assert measurements.seconds == {}
 
 
@@ -109,7 +109,7 @@ def test_want_of_memory_is_not_taken_for_failure(measurements: Measurements, mon
 
     monkeypatch.setattr(measurements, "_of_blocks", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        measurements.blocks(small_network(), Execution(), "bf16")
+        measurements.blocks(small_network(), [], Execution(), "bf16")
 
 
 def test_evaluation_is_compared_at_its_own_size() -> None:
@@ -121,7 +121,8 @@ def test_networks_that_differ_in_heads_alone_are_measured_apart(
 ) -> None:
     monkeypatch.setattr(measurements, "_of_blocks", lambda *_: {"layers": 2.0, "fused": 1.0})
     for name in ("cifar100/B_heads1", "cifar100/B_heads8", "cifar100/baseline", "cifar100/stem_baseline"):
-        measurements.blocks(networks.build(find(name).model, classes=10, seed=0), Execution(), "bf16")
+        network = networks.build(find(name).model, classes=10, seed=0)
+        measurements.blocks(network, layers_of(network), Execution(), "bf16")
     assert len(measurements.seconds) == 4
 
 
@@ -132,8 +133,8 @@ def test_a_context_that_is_lost_is_not_taken_for_failure(measurements: Measureme
     monkeypatch.setattr(measurements, "_of_blocks", fail)
     monkeypatch.setattr(machine, "answers", lambda device: False)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        measurements.blocks(small_network(), Execution(), "bf16")
+        measurements.blocks(small_network(), [], Execution(), "bf16")
 
 
 def test_a_cpu_computes_layer_by_layer() -> None:
-    assert Measurements(torch.device("cpu"), None).blocks(small_network(), Execution(), "bf16") == "layers"
+    assert Measurements(torch.device("cpu"), None).blocks(small_network(), [], Execution(), "bf16") == "layers"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.engine.execution import layers_of
 from models import mixer
 from models.convnext import convnext_tiny
 from models.patches import PatchConv2d, PatchLayer, compute_patches_by, patch_layers
@@ -79,7 +80,7 @@ def test_the_layers_of_every_family(build: Callable[[], nn.Module], layers: set[
     """All of them are found, none else, and the whole network computes the same with the same parameters."""
     torch.manual_seed(0)
     network = build().eval()
-    assert patch_layers(network) == layers
+    assert patch_layers(layers_of(network)) == layers
     network.double()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)

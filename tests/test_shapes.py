@@ -13,7 +13,7 @@ def test_calls_come_in_order_and_the_network_stays_as_it_is() -> None:
     shrinking = nn.MaxPool2d(2)
     network = nn.Sequential(shrinking, nn.Conv2d(3, 5, 3), shrinking, nn.BatchNorm2d(5), nn.Dropout()).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    found = calls(network, lambda layer: isinstance(layer, nn.MaxPool2d | nn.Conv2d), side=12)
+    found = calls(network, nn.MaxPool2d, nn.Conv2d, side=12)
     assert [(name, type(layer), tuple(given), tuple(gave)) for name, layer, given, gave in found] == [
         ("0", nn.MaxPool2d, (1, 3, 12, 12), (1, 3, 6, 6)),
         ("1", nn.Conv2d, (1, 3, 6, 6), (1, 5, 4, 4)),
@@ -25,7 +25,7 @@ def test_calls_come_in_order_and_the_network_stays_as_it_is() -> None:
 
 def test_on_the_meta_device_nothing_is_computed() -> None:
     convolution = nn.Conv2d(3, 5, 3, device="meta")
-    (call,) = calls(nn.Sequential(convolution), lambda layer: isinstance(layer, nn.Conv2d), side=12)
+    (call,) = calls(nn.Sequential(convolution), nn.Conv2d, side=12)
     assert call.gave == (1, 5, 10, 10)
     assert next(call.layer.parameters()).is_meta
 
@@ -36,7 +36,7 @@ def test_weights_of_another_device_are_copied_and_stay_there(monkeypatch: pytest
     monkeypatch.setattr(Tensor, "to", lambda tensor, device: moved.append((id(tensor), device)) or tensor.detach().clone())
     network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5))
     before = {name: id(tensor) for name, tensor in network.state_dict(keep_vars=True).items()}
-    (call,) = calls(network, lambda layer: isinstance(layer, nn.Conv2d), side=12)
+    (call,) = calls(network, nn.Conv2d, side=12)
     assert call.gave == (1, 5, 10, 10) and call.layer is not network[0]
     assert sorted(moved) == sorted((of, "cpu") for of in before.values())
     assert before == {name: id(tensor) for name, tensor in network.state_dict(keep_vars=True).items()}

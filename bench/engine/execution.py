@@ -9,7 +9,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -32,6 +32,7 @@ from bench.ledger import write_bytes_atomically
 from models.attention import AttentionLayer, AttentionMethod, ScaledDotProduct, attention_layers, compute_attention_by
 from models.depthwise import Method, depthwise_maps, methods_for, triton_works, use_methods
 from models.patches import PatchLayer, PatchMethod, compute_patches_by, patch_layers
+from models.shapes import Call, calls
 
 Switch = Literal["auto", "on", "off"]
 Blocks = Literal["layers", "fused"]
@@ -122,10 +123,11 @@ def choose(network: nn.Module, precision: Precision, device: torch.device, choic
     patches: PatchMethod = "convolution"
     attention: AttentionMethod = "fused"
     arithmetic: Precision = "fp32" if bf16 == "fp32" else precision
+    seen = layers_of(network) if choices.depthwise == "auto" else []
     if choices.depthwise == "auto":
-        patches = measured.patches(patch_layers(network), arithmetic)
-        attention = measured.attention(attention_layers(network), arithmetic)
-        for side, width in sorted(depthwise_maps(network)):
+        patches = measured.patches(patch_layers(seen), arithmetic)
+        attention = measured.attention(attention_layers(seen), arithmetic)
+        for side, width in sorted(depthwise_maps(seen)):
             if (method := measured.depthwise(side, width, arithmetic)) != "convolution":
                 methods[side] = method
     execution = Execution(
@@ -135,11 +137,16 @@ def choose(network: nn.Module, precision: Precision, device: torch.device, choic
         bf16=bf16,
         cuda_graph=device.type == "cuda" and choices.cuda_graph != "off",
     )
-    if choices.depthwise == "auto" and choices.compile != "on" and measured.blocks(network, execution, arithmetic) == "fused":
+    if choices.depthwise == "auto" and choices.compile != "on" and measured.blocks(network, seen, execution, arithmetic) == "fused":
         return replace(execution, blocks="fused")
     pays_from = COMPILE_FROM_STEPS[device.type]
     pays = pays_from is not None and steps >= pays_from
     return replace(execution, compiled=choices.compile == "on" or (choices.compile == "auto" and pays))
+
+
+def layers_of(network: nn.Module) -> list[Call]:
+    """Those that may be computed in several ways, with the shapes of their maps. Once is enough: it takes a forward pass."""
+    return calls(network, nn.Conv2d, ScaledDotProduct, side=SIDE)
 
 
 class Measurements:
@@ -259,17 +266,18 @@ class Measurements:
             ways[method] = self._passes(partial(mixed, mixing), precision)
         return self._in_turns(ways)
 
-    def blocks(self, network: nn.Module, layers: Execution, precision: Precision) -> Blocks:
+    def blocks(self, network: nn.Module, seen: Sequence[Call], layers: Execution, precision: Precision) -> Blocks:
         """How to compute the blocks of ``network``, by both passes through all of it; on a CPU, layer by layer.
 
         Args:
+            seen: from :func:`layers_of`.
             layers: the mode to compute the layers in.
         """
         if self._device.type != "cuda" or not triton_works():
             return "layers"
         # stems and heads change no count of parameters
-        maps = "".join(f", {side}x{side}" for side, _ in sorted(depthwise_maps(network)))
-        attention = "".join(f", {tokens} tokens {heads} x {width}" for tokens, heads, width in sorted(attention_layers(network)))
+        maps = "".join(f", {side}x{side}" for side, _ in sorted(depthwise_maps(seen)))
+        attention = "".join(f", {tokens} tokens {heads} x {width}" for tokens, heads, width in sorted(attention_layers(seen)))
         numbers = sum(parameter.numel() for parameter in network.parameters())
         key = f"blocks of {type(network).__name__}{maps}{attention}, {numbers:,} parameters {precision}"
         try:

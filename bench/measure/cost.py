@@ -100,7 +100,7 @@ def attention_parameters(network: nn.Module) -> int:
 def attention_maps(network: nn.Module, *, side: int = 32) -> dict[str, list[int]]:
     """Height and width of the map that each inserted attention sees, by site, for images of ``side`` pixels."""
     sites = {f"features.{index}.attention": site for site, index in SITES.items()}
-    seen = calls(network, lambda layer: isinstance(layer, Gated), side=side)
+    seen = calls(network, Gated, side=side)
     return {sites[call.name]: list(call.gave[2:]) for call in seen}
 
 
