@@ -23,6 +23,8 @@ def calls(network: nn.Module, *kinds: type[nn.Module], side: int = 32) -> list[C
     The forward pass is that of a copy, with the same weights: on the meta device if they lie there, else on the CPU, which computes
     an image in less time than Python takes to find the shapes alone.
     """
+    if not any(isinstance(layer, kinds) for layer in network.modules()):
+        return []
     tensors = (*network.parameters(), *network.buffers())
     device = "meta" if any(tensor.is_meta for tensor in tensors) else "cpu"
     with torch.no_grad():
