@@ -11,6 +11,7 @@ from typing import NoReturn
 from bench import cluster, memory, stopping
 from bench.catalog import find
 from bench.errors import EXIT_BUSY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER, UserError
+from bench.report.measurements import read_report
 from bench.runs import listed, plan
 from bench.settings import COUNT_DIGITS, DEFAULTS, Settings, is_count, settings, variable
 from bench.shards import shard_of
@@ -211,14 +212,13 @@ def _plan(chosen: Settings, *, gpus: str, price: str, throughput: str, gpu_secon
     if not is_count(gpus, 1):
         raise UserError(f"--gpus: expected a whole number from 1 of at most {COUNT_DIGITS} digits, found {gpus[:80]!r}")
     each = _positive("--price", price) if price else None
-    seconds = None if throughput else _positive("--gpu-seconds-per-epoch", gpu_seconds_per_epoch)
-    chosen_runs = plan(chosen)
+    report = read_report(Path(throughput)) if throughput else None
+    seconds = 0.0 if report else _positive("--gpu-seconds-per-epoch", gpu_seconds_per_epoch)
+    its_runs = plan(chosen)
 
     from bench.planning import pace_of, pace_of_epoch, planned
-    from bench.report.measurements import read_report
 
-    pace = pace_of(read_report(Path(throughput))) if seconds is None else pace_of_epoch(seconds)
-    print(planned(chosen_runs, int(gpus), pace, each))
+    print(planned(its_runs, int(gpus), pace_of(report) if report else pace_of_epoch(seconds), each))
     return 0
 
 
@@ -289,7 +289,6 @@ def _show(chosen: Settings, name: str) -> int:
 
 
 def _compare(chosen: Settings, before: str, after: str) -> int:
-    from bench.report.measurements import read_report
     from bench.report.show import differences, find_run, is_run
     from bench.report.throughput import compared
 

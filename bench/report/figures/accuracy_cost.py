@@ -16,7 +16,6 @@ from bench.report.rows import Row
 
 TITLE = OF_RECORDS["accuracy_cost"].title
 
-
 DATASETS = {"cifar100": "CIFAR-100", "fashion_mnist": "Fashion-MNIST"}
 COLOURS = {"no attention": INK, "gated self-attention": BLUE, "SE, ECA, CBAM, spatial": GREEN, "ViT, Mixer": VERMILION}
 

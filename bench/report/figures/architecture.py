@@ -24,7 +24,6 @@ from models.convnext import SITES
 
 TITLE = OF_NO_RECORDS["architecture"].title
 
-
 SHOWN = {"default stem": "cifar100/A_dual", "CIFAR stem": "cifar100/stem_dual"}  # both have attention at both sites
 
 

@@ -16,7 +16,6 @@ from bench.report.figures.style import INK, LARGE, MEDIUM, QUIET, SITE_COLOURS, 
 
 TITLE = OF_RECORDS["attention_maps"].title
 
-
 COLOURS = colormaps["viridis"]  # even steps of lightness, for every kind of colour vision
 OPACITY = 0.55  # of a map over its image
 

@@ -13,7 +13,6 @@ from bench.report.rows import Row
 
 TITLE = OF_RECORDS["dual"].title
 
-
 ROWS = {
     "baseline": "no attention, all from epoch 1",
     "baseline_F2": "no attention, schedule F2",

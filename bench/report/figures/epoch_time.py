@@ -20,7 +20,6 @@ from data.sources import SOURCES
 
 TITLE = OF_RECORDS["epoch_time"].title
 
-
 IMAGES = SOURCES["cifar100"].spec.train.count
 
 

@@ -12,7 +12,6 @@ from bench.report.rows import Row
 
 TITLE = OF_RECORDS["gates"].title
 
-
 COLUMNS = 3
 Group = tuple[str, int]  # a table of the study, and at how many sites its rows have attention
 

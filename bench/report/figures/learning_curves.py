@@ -13,7 +13,6 @@ from bench.report.rows import Row
 
 TITLE = OF_RECORDS["learning_curves"].title
 
-
 REGIMES = {
     "F0: backbone frozen": ("baseline_F0", "E1_P2_F0", "E4_P3_F0"),
     "F1: then stage 4 trains": ("baseline_F1", "E2_P2_F1", "E5_P3_F1"),
