@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from bench import errors
+from bench import errors, grid
 from bench.engine import ranks
 from bench.environment import ROOT
 from bench.errors import UserError
-from tests.test_grid import records
+from bench.runs import plan
+from tests.test_grid import chosen, records
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 RUN = ["-m", "bench", "run"]
@@ -60,7 +61,7 @@ def run(words: Sequence[str], processes: int, **variables: str) -> subprocess.Co
     return subprocess.run(command(words, processes), cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
 
 
-def small(tmp_path: Path, folder: str, processes: int, stop_at: str = "") -> dict[str, Any]:
+def small_results(tmp_path: Path, folder: str, processes: int, stop_at: str = "") -> dict[str, Any]:
     script = tmp_path / "small.py"
     script.write_text(SMALL)
     done = run([str(script), str(tmp_path / folder), stop_at], processes)
@@ -76,17 +77,17 @@ def numbers(results: dict[str, Any], split: str, what: str) -> list[float]:
 
 def test_two_processes_compute_what_one_does_and_either_goes_on_from_the_other(tmp_path: Path) -> None:
     """Only sums are taken in another order: fp32 losses agree to 1e-5, and as many images are right, but for a tie."""
-    one, two = small(tmp_path, "one", 1), small(tmp_path, "two", 2)
+    one = small_results(tmp_path, "one", 1)
     for begun_by, continued_by in ((2, 1), (1, 2)):
-        small(tmp_path, f"by {begun_by}", begun_by, stop_at="2/2")
-        continued = small(tmp_path, f"by {begun_by}", continued_by)
+        small_results(tmp_path, f"by {begun_by}", begun_by, stop_at="2/2")
+        continued = small_results(tmp_path, f"by {begun_by}", continued_by)
         assert continued["steps"][0] == [2, 3], "from the very step"
         for split in ("train", "validation", "test"):
-            for other in (two, continued):
-                assert numbers(other, split, "loss") == pytest.approx(numbers(one, split, "loss"), rel=1e-5)
-                assert numbers(other, split, "correct") == pytest.approx(numbers(one, split, "correct"), abs=1)
-                assert numbers(other, split, "images") == numbers(one, split, "images"), "each image counts once"
-    assert one["results"]["weights_sha256"] != two["results"]["weights_sha256"], "two processes did compute it in another order"
+            assert numbers(continued, split, "loss") == pytest.approx(numbers(one, split, "loss"), rel=1e-5)
+            assert numbers(continued, split, "correct") == pytest.approx(numbers(one, split, "correct"), abs=1)
+            assert numbers(continued, split, "images") == numbers(one, split, "images"), "each image counts once"
+        hashes = [its["results"]["weights_sha256"] for its in (one, continued)]
+        assert hashes[0] != hashes[1], "two processes did compute it in another order"
 
 
 def test_a_run_under_torchrun_leaves_one_record_that_says_so(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_a_run_under_torchrun_leaves_one_record_that_says_so(tmp_path: Path) -> 
 def test_sigterm_to_torchrun_leaves_a_checkpoint_for_one_process(tmp_path: Path) -> None:
     environ = os.environ | {"RESULTS": str(tmp_path), "DEVICE": "cpu", "PROFILE": "smoke", "DEPTHWISE": "reference"}
     environ |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    words = [*RUN, "cifar100/baseline"]
+    words = [*RUN, "cifar100/baseline_F0"]
     with subprocess.Popen(command(words, 2), cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert any("epoch 1/2" in line for line in process.stdout)
@@ -128,13 +129,14 @@ def test_sigterm_to_torchrun_leaves_a_checkpoint_for_one_process(tmp_path: Path)
     assert record["timings"]["restarts"] == 1
 
 
-def test_a_batch_that_cannot_be_divided_is_one_clear_line(tmp_path: Path) -> None:
-    words = [word.replace("node=2", "node=3") for word in TORCHRUN]
-    environ = os.environ | {"RESULTS": str(tmp_path), "DEVICE": "cpu", "PROFILE": "smoke"}
-    done = subprocess.run([*words, *RUN, "cifar100/baseline"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0
-    assert "error: torchrun: expected a number of processes that divides the batch of 50, found 3" in done.stderr
-    assert not list((tmp_path / "records").rglob("*.json"))
+def test_a_batch_that_cannot_be_divided_is_refused(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    its_settings = chosen(tmp_path, ONLY="cifar100/baseline")
+    (planned,) = plan(its_settings)
+    monkeypatch.setattr(ranks, "begin", lambda: None)
+    monkeypatch.setattr(ranks, "size", lambda: 3)
+    with pytest.raises(UserError, match="torchrun: expected a number of processes that divides the batch of 50, found 3"):
+        grid.execute(planned, its_settings)
+    assert not records(tmp_path)
 
 
 def test_what_torchrun_cannot_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
