@@ -52,7 +52,7 @@ def build(model: Model, *, classes: int, seed: int, initial: dict[str, Tensor] |
     Raises:
         WeightsError: ``initial`` does not fit the network.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # the generators of GPUs too, whether the weights are drawn now or were before
     plain = replace(model, attention=None, sites=None)
     drawn, state = _drawn(FAMILIES[model.family].build, plain, classes, seed, torch.get_default_device())
     network = copy.deepcopy(drawn)
