@@ -145,7 +145,7 @@ def choose(network: nn.Module, precision: Precision, device: torch.device, choic
 
 
 def layers_of(network: nn.Module) -> list[Call]:
-    """Those that may be computed in several ways, with the shapes of their maps. Once is enough: it takes a forward pass."""
+    """The layers that may be computed in several ways, with the shapes of their maps; it takes a forward pass of one image."""
     return calls(network, nn.Conv2d, ScaledDotProduct, side=SIDE)
 
 
